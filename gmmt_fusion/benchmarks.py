@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 
 FORMATS = ("auto", "xywh", "xyxy", "corners")
+GTOT_ATTRIBUTES = ("OCC", "LSV", "FM", "LI", "HI", "TC", "SO", "DEF")
+_SEQUENCES, _ORDER = "SequencesName.txt", "Attributes_order.txt"
 
 
 @dataclass(frozen=True)
@@ -76,16 +78,16 @@ def read_results(
     toolkit's `<sequence>/<sequence>_001.txt` or `.bin` with `…_confidence.value`, or a fifth column of confidences.
     """
     folder, layout = _folder(folder), BENCHMARKS[benchmark]
-    paths = {name: _vot_file(folder, name) for name in sequences} if layout.long_term else dict.fromkeys(sequences)
-    plain = [name for name, path in paths.items() if path is None]
-    paths.update(_prefixed_files(folder, plain))
-    missing = [name for name, path in paths.items() if path is None]
+    paths = {name: path for name in sequences if layout.long_term and (path := _vot_file(folder, name))}
+    paths.update(_prefixed_files(folder, [name for name in sequences if name not in paths]))
+    missing = [name for name in sequences if name not in paths]
     if missing:
         raise FileNotFoundError(
-            f"{folder} lacks the results of {len(missing)} of {len(paths)} sequences, the first is {missing[0]!r}"
+            f"{folder} lacks the results of {len(missing)} of {len(sequences)} sequences, the first is {missing[0]!r}"
         )
     boxes, confidences = {}, {}
-    for name, path in paths.items():
+    for name in sequences:
+        path = paths[name]
         if path.suffix == ".bin":
             boxes[name] = _read_vot_binary(path)
         elif layout.long_term:
@@ -99,7 +101,9 @@ def read_results(
         if layout.long_term and values.is_file():
             confidences[name] = _read_values(values)
             if len(confidences[name]) != len(boxes[name]):
-                raise ValueError(f"{values} has {len(confidences[name])} lines; expected {len(boxes[name])} as {path.name}")
+                raise ValueError(
+                    f"{values} has {len(confidences[name])} lines; expected {len(boxes[name])} as {path.name}"
+                )
     return boxes, confidences
 
 
@@ -129,7 +133,7 @@ def read_boxes(
         except ValueError:
             raise ValueError(f"{path}, line {number}: {line.strip()!r} is not a row of numbers") from None
         if nan and (len(row) == 1 or (row and np.isnan(row[:4]).all())):
-            rows.append(None if len(row) != 5 else [np.nan] * 4 + row[4:])
+            rows.append(row if len(row) == 5 and confidence else None)
             continue
         first = next((len(other) for other in rows if other is not None), len(row))
         if len(row) not in widths or len(row) != first:
@@ -139,7 +143,8 @@ def read_boxes(
             raise ValueError(f"{path}, line {number}: {line.strip()!r} is no box; expected finite numbers")
         rows.append(row)
     width = next((len(row) for row in rows if row is not None), 4)
-    table = np.array([[np.nan] * width if row is None else row for row in rows])
+    absent = [np.nan] * 4 + [0.0] if width == 5 else [np.nan] * width
+    table = np.array([absent if row is None else row for row in rows])
     if width == 8:
         points = table.reshape(-1, 4, 2)
         low, high = points.min(1), points.max(1)
@@ -155,37 +160,34 @@ def read_names(path: str | Path) -> list[str]:
     return [line.strip() for _, line in _lines(path)]
 
 
-def read_attributes(folder: str | Path) -> dict[str, set[str]]:
-    """{attribute: its sequences}, from either of the layouts in use.
+def read_attributes(path: str | Path) -> dict[str, set[str]]:
+    """{attribute: its sequences}, from any of the layouts in use, with 1 where a sequence has the attribute, else 0.
 
-    LasHeR: `<sequence>.txt` with one 0 or 1 per attribute, their names in `Attributes_order.txt` inside or beside the
-    folder. RGBT234: `<attribute>.txt` with one 0 or 1 per sequence, their names in `SequencesName.txt`.
+    LasHeR: a folder of `<sequence>.txt`, one flag per attribute, named in `Attributes_order.txt` inside or beside it.
+    RGBT234: a folder of `<attribute>.txt`, one flag per sequence, named in its `SequencesName.txt`. GTOT: one file with
+    a sequence's name and its flags on each line.
     """
-    folder = _folder(folder)
-    by_attribute = folder / "SequencesName.txt"
-    if by_attribute.is_file():
-        names, heads = read_names(by_attribute), None
-    else:
-        order = next((p for p in (folder, folder.parent) if (p / "Attributes_order.txt").is_file()), None)
-        if order is None:
-            raise FileNotFoundError(f"{folder} has neither SequencesName.txt nor Attributes_order.txt in or beside it")
-        text = " ".join(read_names(order / "Attributes_order.txt"))
-        names, heads = [], text.replace(",", " ").split()
-    attributes: dict[str, set[str]] = {head: set() for head in heads or ()}
-    for path in sorted(folder.glob("*.txt")):
-        if path.name in ("SequencesName.txt", "Attributes_order.txt"):
-            continue
-        flags = " ".join(line for _, line in _lines(path)).replace(",", " ").split()
-        along = names if heads is None else heads
-        if len(flags) != len(along):
-            raise ValueError(f"{path}: {len(flags)} flags; expected {len(along)}, one per name")
-        marked = {name for name, flag in zip(along, flags, strict=True) if flag not in ("0", "0.0")}
-        if heads is None:
-            attributes[path.stem] = marked
-        else:
-            for head in marked:
-                attributes[head].add(path.stem)
-    return attributes
+    path = Path(path)
+    if path.is_file():
+        rows = [(line.split()[0], line.split()[1:], f"{path}, line {number}") for number, line in _lines(path)]
+        return _by_attribute(GTOT_ATTRIBUTES, rows)
+    files = [file for file in sorted(_folder(path).glob("*.txt")) if file.name not in (_SEQUENCES, _ORDER)]
+    rows = [(file.stem, " ".join(read_names(file)).replace(",", " ").split(), str(file)) for file in files]
+    if (path / _SEQUENCES).is_file():
+        by_sequence = _by_attribute(read_names(path / _SEQUENCES), rows)
+        return {name: {sequence for sequence in by_sequence if name in by_sequence[sequence]} for name, _, _ in rows}
+    order = next((file for file in (path / _ORDER, path.resolve().parent / _ORDER) if file.is_file()), None)
+    if order is None:
+        raise FileNotFoundError(f"{path} has neither {_SEQUENCES} in it nor {_ORDER} in or beside it")
+    return _by_attribute(" ".join(read_names(order)).replace(",", " ").split(), rows)
+
+
+def _by_attribute(heads: Sequence[str], rows: Sequence[tuple[str, list[str], str]]) -> dict[str, set[str]]:
+    """{head: names of the rows flagged under it} of rows (name, flags, where they stand)."""
+    for _, flags, place in rows:
+        if len(flags) != len(heads) or not {*flags} <= {"0", "1"}:
+            raise ValueError(f"{place}: {len(flags)} flags; expected {len(heads)}, each 0 or 1")
+    return {head: {name for name, flags, _ in rows if flags[i] == "1"} for i, head in enumerate(heads)}
 
 
 def read_image_sizes(folder: str | Path, sequences: Sequence[str]) -> dict[str, tuple[int, int]]:
@@ -219,7 +221,7 @@ def _lines(path: str | Path) -> list[tuple[int, str]]:
     return lines
 
 
-def _prefixed_files(folder: Path, names: Sequence[str]) -> dict[str, Path | None]:
+def _prefixed_files(folder: Path, names: Sequence[str]) -> dict[str, Path]:
     """The files `<prefix><name>.txt` with the one prefix that serves most names."""
     files = {path.name for path in folder.glob("*.txt")}
     if names and not files:
@@ -231,7 +233,7 @@ def _prefixed_files(folder: Path, names: Sequence[str]) -> dict[str, Path | None
                 prefix = file.removesuffix(f"{name}.txt")
                 counts[prefix] = sum(f"{prefix}{name}.txt" in files for name in names)
     prefix = max(counts, key=lambda prefix: (counts[prefix], -len(prefix)))
-    return {name: folder / f"{prefix}{name}.txt" if f"{prefix}{name}.txt" in files else None for name in names}
+    return {name: folder / f"{prefix}{name}.txt" for name in names if f"{prefix}{name}.txt" in files}
 
 
 def _vot_file(folder: Path, name: str) -> Path | None:
@@ -253,7 +255,8 @@ def _read_values(path: Path) -> np.ndarray:
 
 def _read_vot_binary(path: Path) -> np.ndarray:
     """(N, 4) boxes of a VOT toolkit .bin file: per frame a type byte, then a code (read as NaN) or x, y, w, h."""
-    data, boxes, offset = path.read_bytes(), [], 6
+    data, offset = path.read_bytes(), 6
+    boxes: list[tuple[float, ...]] = []
     try:
         _, length = struct.unpack_from("<hI", data)
         for _ in range(length):

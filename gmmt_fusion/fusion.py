@@ -316,7 +316,10 @@ class GenerativeFusion(nn.Module, ModelHubMixin, library_name="gmmt-fusion", lic
     @classmethod
     def _load(cls, folder: Any) -> "GenerativeFusion":
         config, state = checkpoint.load(folder, cls)
-        fusion = cls(**config)
+        try:
+            fusion = cls(**config)
+        except (TypeError, ValueError) as error:
+            raise OSError(f"{folder}/config.json does not describe a fusion: {error}") from error
         heads = {name: tensor for name, tensor in state.items() if name.startswith("head.")}
         fusion.head_state = {name.removeprefix("head."): tensor for name, tensor in heads.items()} or None
         checkpoint.load_state(fusion, {name: tensor for name, tensor in state.items() if name not in heads}, folder)

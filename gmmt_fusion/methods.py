@@ -49,13 +49,17 @@ class ConditionalGAN(Raw):
     def __init__(self, discriminator: nn.Module) -> None:
         self.discriminator = discriminator
 
+    def pair(self, fused: Tensor, features: list[Tensor]) -> Tensor:
+        """What D sees: a fused map, real or fake, with its features, in their dtype."""
+        return torch.cat([fused.to(features[0].dtype), *features], dim=1)
+
     def loss(self, network: Network, features: list[Tensor], residual: Tensor | int, x_0: Tensor,
              generator: torch.Generator) -> tuple[Tensor, Tensor]:
         noise = standard_normal(x_0.shape, generator, x_0.device)
         fake = self.sample(network, features, residual, noise, 1, generator)[-1]
         # D is frozen while G learns: its parameters are detached, its running statistics updated on a copy
         frozen = {name: tensor.detach().clone() for name, tensor in self.discriminator.state_dict().items()}
-        score = torch.func.functional_call(self.discriminator, frozen, torch.cat([fake, *features], dim=1))
+        score = torch.func.functional_call(self.discriminator, frozen, self.pair(fake, features)).float()
         return fake, F.mse_loss(score, torch.ones_like(score))
 
     def discriminator_loss(self, network: Network, features: list[Tensor], residual: Tensor | int, x_0: Tensor,
@@ -64,8 +68,8 @@ class ConditionalGAN(Raw):
         with torch.no_grad():
             noise = standard_normal(x_0.shape, generator, x_0.device)
             fake = self.sample(network, features, residual, noise, 1, generator)[-1]
-        real_score = self.discriminator(torch.cat([x_0, *features], dim=1))
-        fake_score = self.discriminator(torch.cat([fake, *features], dim=1))
+        real_score = self.discriminator(self.pair(x_0, features)).float()
+        fake_score = self.discriminator(self.pair(fake, features)).float()
         return F.mse_loss(fake_score, torch.zeros_like(fake_score)) + F.mse_loss(real_score, torch.ones_like(real_score))
 
 

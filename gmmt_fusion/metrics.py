@@ -145,8 +145,8 @@ def lasher(boxes: np.ndarray, truths: Sequence[np.ndarray]) -> dict[str, np.ndar
     valid = (boxes[:, 2:] > 0).all(1)
     boxes = boxes[np.maximum.accumulate(np.where(valid, np.arange(len(boxes)), 0))]
     boxes[0] = truth[0]
-    present = (truth > 0).all(1)
-    sizes = np.where(present[:, None], truth[:, 2:], 1)
+    present = np.all(truth > 0, axis=1)
+    sizes = np.where(present.reshape(-1, 1), truth[:, 2:], 1)
     return {
         "PR": np.where(present, _centre_error(boxes, truth), -1),
         "NPR": np.where(present, _centre_error(boxes, truth, sizes), -1),
@@ -251,7 +251,7 @@ def evaluate(
     notes = []
     unknown = [name for name in results if name not in truth]
     if unknown:
-        notes.append(f"{len(unknown)} results have no ground truth and were left out, the first is {unknown[0]!r}")
+        notes.append(f"results without ground truth were left out: {len(unknown)}, the first is {unknown[0]!r}")
     if protocol in _SHORT_TERM:
         pool = _short_term(results, truth, protocol, notes)
     else:
@@ -328,6 +328,9 @@ def _long_term(
     bare = [name for name in truth if name not in confidences]
     if bare:
         notes.append(f"{len(bare)} of {len(truth)} results have no confidences; all their frames count as reported")
+    unbounded = [name for name in truth if name not in sizes]
+    if unbounded:
+        notes.append(f"{len(unbounded)} of {len(truth)} sequences have no image size; their boxes were not cut to it")
     thresholds = _confidence_thresholds(np.concatenate(list(scores.values())))
     rates = {name: vot_lt(boxes[name], targets[name], scores[name], thresholds, sizes.get(name)) for name in boxes}
 

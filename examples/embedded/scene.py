@@ -97,12 +97,12 @@ class Scene:
         self.look = Look.random(rng, surrounding)
         poses = poses_of(self.kind, self.look)
         rate = np.ones(self.frames)
-        for _ in range(rng.poisson(0.7 * self.severity)):  # bursts of fast motion
+        for _ in range(rng.poisson(1.0 * self.severity)):  # bursts of fast motion
             start = int(rng.integers(4, max(5, self.frames)))
-            rate[start : start + int(rng.integers(2, 5))] = rng.uniform(2.5, 5)
+            rate[start : start + int(rng.integers(2, 5))] = rng.uniform(2.5, 5.5)
         time = np.cumsum(rate)
         aspect = poses[0].shape[1] / poses[0].shape[0]
-        mean_side = rng.uniform(20, 50) * min(self.width, self.height) / 256
+        mean_side = rng.uniform(18, 44) * min(self.width, self.height) / 256
         growth = np.exp(rng.uniform(0.02, 0.35) * self._wave(rng, np.arange(self.frames), (50, 200)))
         turn = 1 - rng.uniform(0, 0.25) * (0.5 + 0.5 * self._wave(rng, np.arange(self.frames))) * (aspect > 1.2)
         sides = np.minimum(mean_side * growth, 0.3 * min(self.width, self.height))
@@ -141,14 +141,14 @@ class Scene:
         self.behind, self.before = [], []
         side = float(np.sqrt(self.target.sizes.prod(1).mean()))
         kinds = list(ASPECTS)
-        for _ in range(int(rng.integers(2, 6))):  # standing in the world
-            kind = kinds[rng.integers(len(kinds))]
+        for _ in range(int(rng.integers(3, 8))):  # standing in the world
+            kind = self.kind if rng.random() < 0.35 else kinds[rng.integers(len(kinds))]
             world = rng.random(2) * [self.width + MARGIN, self.height + MARGIN] - MARGIN / 2
             poses = poses_of(kind, Look.random(rng, surrounding))[:1]
             aspect = np.sqrt(poses[0].shape[1] / poses[0].shape[0])
             size = side * rng.uniform(0.8, 1.3) * np.array([aspect, 1 / aspect])
             self.behind.append(Actor(poses, world - self.camera, np.tile(size, (self.frames, 1))))
-        count = int(rng.integers(0, 3)) + int(rng.random() < self.severity - 1)
+        count = int(rng.integers(0, 5)) + int(rng.random() < self.severity - 1)
         for _ in range(count):  # look-alikes that pass close to the target
             twin, other = rng.integers(3), Look.random(rng, surrounding)
             look = Look(**vars(self.look))
@@ -160,7 +160,7 @@ class Scene:
                 look.body = np.clip(look.body + rng.normal(0, 28, 3), 5, 250).astype(np.float32)
                 look.heat, look.hot = look.heat + rng.normal(0, 14), look.hot + rng.normal(0, 14)
                 look.pattern, look.heat_pattern = other.pattern, other.heat_pattern
-            centres = self._pass_by(rng, rng.uniform(8, self.frames), (0.8, 3.5), side * rng.uniform(0.5, 1.6))
+            centres = self._pass_by(rng, rng.uniform(8, max(9, self.frames)), (0.8, 3.5), side * rng.uniform(0.4, 1.5))
             actor = Actor(poses_of(self.kind, look), centres, self.target.sizes * rng.uniform(0.9, 1.12))
             (self.behind if rng.random() < 0.75 else self.before).append(actor)
         if count:
@@ -171,7 +171,7 @@ class Scene:
     def _plan_occluders(self, rng) -> None:
         largest = self.target.sizes.max(0)
         partial = int(rng.random() < 0.4 * self.severity) + int(rng.random() < 0.2 * self.severity)
-        total = int(rng.random() < 0.22 * self.severity)
+        total = int(rng.random() < 0.3 * self.severity)
         for number in range(partial + total):
             whole = number >= partial
             if self.frames < 16:
@@ -197,7 +197,7 @@ class Scene:
     def _plan_troubles(self, rng) -> None:
         """Strength 0..1.5 of every trouble in every frame: mostly one modality suffers, and often it flips."""
         self.troubles = {name: np.zeros(self.frames, np.float32) for name in VISIBLE_TROUBLES + INFRARED_TROUBLES}
-        regime = rng.choice(["visible", "infrared", "flip", "alternate", "mild"], p=[0.2, 0.2, 0.32, 0.2, 0.08])
+        regime = rng.choice(["visible", "infrared", "flip", "alternate", "mild"], p=[0.2, 0.2, 0.32, 0.24, 0.04])
         first, n = int(rng.integers(2)), self.frames
         segments = []  # (modality, start, end)
         start = 0 if rng.random() < 0.35 else int(rng.integers(5, 15))
@@ -206,17 +206,17 @@ class Scene:
         else:
             parts = 2 if regime == "flip" else int(rng.integers(3, 5))
             cuts = np.linspace(start, n, parts + 1) + np.r_[0, rng.uniform(-0.12, 0.12, parts - 1) * n / parts, 0]
-            overlap = 3 * (self.severity - 1) * n / 60  # heavier than in training: both suffer for a moment
+            overlap = (1 + 3 * (self.severity - 1)) * n / 60  # for a moment both suffer
             segments += [
                 ((first + i) % 2, int(cuts[i] - overlap * (i > 0)), int(cuts[i + 1] + overlap)) for i in range(parts)
             ]
         for modality, begin, end in segments:
             names = INFRARED_TROUBLES if modality else VISIBLE_TROUBLES
             name = names[rng.integers(len(names))]
-            strength = self.severity * (rng.uniform(0.2, 0.4) if regime == "mild" else rng.uniform(0.7, 1.0))
+            strength = self.severity * (rng.uniform(0.2, 0.4) if regime == "mild" else rng.uniform(0.75, 1.05))
             self._trouble(rng, name, begin, end, strength)
         for names in (VISIBLE_TROUBLES, INFRARED_TROUBLES):  # and a little of something in both
-            self._trouble(rng, names[rng.integers(len(names))], 0, n, rng.uniform(0, 0.3) * self.severity)
+            self._trouble(rng, names[rng.integers(len(names))], 0, n, rng.uniform(0, 0.42) * self.severity)
         if rng.random() < 0.15 * self.severity and n > 24:  # the thermal camera's shutter: its picture stands still
             begin = int(rng.integers(10, n - 6))
             self.frozen = {t: begin for t in range(begin, begin + int(rng.integers(3, 7)))}

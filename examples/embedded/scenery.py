@@ -119,7 +119,7 @@ def _road(canvas: Canvas, rng) -> None:
     middle, slope, wide = rng.uniform(0.5, 0.75) * height, rng.uniform(-0.12, 0.12), rng.uniform(0.28, 0.45) * height
     xs = np.linspace(-20, width + 20, 12)
     ys = middle + slope * (xs - width / 2) + 14 * np.sin(xs / width * rng.uniform(2, 5) + rng.uniform(0, 6))
-    asphalt, warmth = tint(rng, (92, 92, 96), 9), rng.uniform(95, 140)
+    asphalt, warmth = tint(rng, (92, 92, 96), 5), rng.uniform(95, 140)
     canvas.line(np.stack([xs, ys], 1), asphalt * 1.25, warmth - 12, int(wide) + 22)
     canvas.line(np.stack([xs, ys], 1), asphalt, warmth, int(wide))
     for i in range(0, 60, 2):  # lane marks
@@ -134,7 +134,7 @@ def _road(canvas: Canvas, rng) -> None:
 def _plaza(canvas: Canvas, rng) -> None:
     width, height = canvas.size
     step = int(rng.integers(22, 44))
-    stone, warmth = tint(rng, (156, 148, 138), 14), float(canvas.heat[0, 0])
+    stone, warmth = tint(rng, (156, 148, 138), 6), float(canvas.heat[0, 0])
     for row in range(0, height, step):
         for column in range(-step * (row // step % 2) // 2, width, step):
             shade = rng.uniform(0.9, 1.08)
@@ -157,7 +157,8 @@ def _park(canvas: Canvas, rng) -> None:
     width, height = canvas.size
     xs = np.linspace(-20, width + 20, 14)
     for _ in range(int(rng.integers(1, 3))):
-        ys = rng.uniform(0.3, 0.8) * height + rng.uniform(15, 60) * np.sin(xs / rng.uniform(50, 120) + rng.uniform(0, 6))
+        bend = np.sin(xs / rng.uniform(50, 120) + rng.uniform(0, 6))
+        ys = rng.uniform(0.3, 0.8) * height + rng.uniform(15, 60) * bend
         canvas.line(np.stack([xs, ys], 1), tint(rng, (164, 146, 116)), rng.uniform(110, 150), int(rng.integers(14, 38)))
     _trees(canvas, rng, int(rng.integers(12, 26)), (0, 0, width, height), rng.uniform(55, 100))
     for _ in range(12):
@@ -192,7 +193,7 @@ GROUND = {"road": (96, 108, 74), "plaza": (140, 134, 126), "park": (92, 116, 66)
 def background(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, np.ndarray, str]:
     """A textured place: visible (height, width, 3), heat (height, width), and the name of the place."""
     place = list(PLACES)[rng.integers(len(PLACES))]
-    canvas = Canvas(height, width, tint(rng, GROUND[place], 14), rng.uniform(75, 125))
+    canvas = Canvas(height, width, tint(rng, GROUND[place], 6), rng.uniform(75, 125))
     PLACES[place](canvas, rng)
     texture = noise_map(rng, height, width, (6, 16, 50, 120, 220), 0.75) - 0.5
     light = noise_map(rng, height, width, (3, 6, 12), 0.5) - 0.5  # shadows of clouds and trees: visible only
@@ -219,15 +220,15 @@ class Look:
     def random(cls, rng: np.random.Generator, surrounding: float) -> Look:
         # Most objects differ from the surrounding heat; a few hardly do.
         sign = 1.0 if rng.random() < 0.75 else -1.0
-        heat = np.clip(surrounding + sign * rng.uniform(25, 85), 15, 215)
+        heat = np.clip(surrounding + sign * rng.uniform(14, 64), 15, 215)
         body, second = muted(rng, 20, 240), muted(rng, 20, 220)
         pattern, heat_pattern = (int(p) for p in rng.integers(0, 2**31, 2))
-        hot = float(np.clip(heat + rng.uniform(15, 60), 20, 245))
+        hot = float(np.clip(heat + rng.uniform(10, 50), 20, 245))
         return cls(body, second, float(heat), hot, pattern, heat_pattern, float(rng.uniform(0.3, 0.8)))
 
 
 def sprite(kind: str, look: Look, phase: int = 0) -> np.ndarray:
-    """One pose of an object, (h, w, 5) as premultiplied RGB, premultiplied heat, alpha; the box is the whole picture."""
+    """One pose of an object, (h, w, 5): premultiplied RGB, premultiplied heat, alpha."""
     aspect = ASPECTS[kind]
     scale = 2  # drawn at twice the size, then averaged: smooth edges
     h = round(scale * (SPRITE if aspect <= 1 else SPRITE / aspect))

@@ -64,7 +64,9 @@ class Sequence:
         return len(self.visible)
 
 
-def generate_sequence(seed: int, frames: int = 60, size: tuple[int, int] = (320, 256), severity: float = 1.0) -> Sequence:
+def generate_sequence(
+    seed: int, frames: int = 60, size: tuple[int, int] = (320, 256), severity: float = 1.0
+) -> Sequence:
     """A sequence decided by its arguments alone; size is (width, height), severity > 1 is worse than training."""
     if frames < 1 or min(size) < 128 or severity < 0:
         raise ValueError(
@@ -128,7 +130,7 @@ def read_sequences(root: str | Path) -> list[Sequence]:
         raise FileNotFoundError(f"{root}: no such folder")
     folders = sorted(f for f in root.iterdir() if f.is_dir() and any((f / name).is_dir() for name in LAYOUTS))
     if not folders:
-        raise FileNotFoundError(f"{root}: no sequences in it; expected folders with 'visible' and 'infrared', or 'v' and 'i'")
+        raise FileNotFoundError(f"{root}: no sequences in it; expected folders that hold 'visible' or 'v'")
     return [read_sequence(folder) for folder in folders]
 
 

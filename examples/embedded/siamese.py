@@ -104,7 +104,7 @@ class BoxAdaptiveHead(nn.Module):
 
 
 class SiameseTracker(nn.Module):
-    """Crops of six channels, R, G, B and the infrared picture, 0..255: template (B, 6, 95, 95), search (B, 6, 191, 191).
+    """Crops are visible and infrared pictures on channels, 0..255: template (B, 6, 95, 95), search (B, 6, 191, 191).
 
     The modality maps reach `fusion` as one concatenation: (B, 2C, 6, 6) of the template, (B, 2C, 24, 24) of the search.
     With a single modality there is nothing to fuse: the map goes straight to the head.

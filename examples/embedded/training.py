@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -58,14 +59,11 @@ class PairDataset(Dataset):
         other = (home + int(rng.integers(1, len(self.sequences)))) % len(self.sequences) if negative else home
         template, z_box = self._frame(other, rng)
         search, x_box = self._frame(home, rng)
-        z, _ = self._crop(template, z_box, TEMPLATE_SIZE, 4.0, 0.05, rng)
-        x, corners = self._crop(search, x_box, SEARCH_SIZE, self.shift, self.scale, rng)
-        if rng.random() < 0.5:
-            z, x = z[:, ::-1], x[:, ::-1]
-            corners = np.array([-corners[2], corners[1], -corners[0], corners[3]])
-        x = _vary(x, rng)
+        flip = rng.random() < 0.5
+        z, _ = self._crop(template, z_box, TEMPLATE_SIZE, 4.0, 0.05, flip, rng)
+        x, corners = self._crop(search, x_box, SEARCH_SIZE, self.shift, self.scale, flip, rng)
         labels = make_labels(torch.zeros(1, 4) if negative else torch.tensor(corners[None], dtype=torch.float32))
-        z, x = (torch.from_numpy(np.ascontiguousarray(rearrange(part, "h w c -> c h w"))) for part in (z, x))
+        z, x = torch.from_numpy(z), torch.from_numpy(x)
         return {"template": z, "search": x, "label_cls": labels[0][0], "label_loc": labels[1][0]}
 
     def _frame(self, sequence: int, rng) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
@@ -73,36 +71,39 @@ class PairDataset(Dataset):
         t = int(rng.integers(len(boxes)))
         return (visible[t], infrared[t]), boxes[t]
 
-    def _crop(self, frame, box, size: int, shift: float, scale: float, rng) -> tuple[np.ndarray, np.ndarray]:
-        """A jittered crop (size, size, 6), and the box as corners from its centre, crop pixels."""
+    def _crop(
+        self, frame, box, size: int, shift: float, scale: float, flip: bool, rng
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """A jittered crop (6, size, size), and the box as corners from its centre, crop pixels."""
         x, y, w, h = box
         side = context_side(w, h) * size / TEMPLATE_SIZE * np.exp(rng.uniform(-scale, scale))
         zoom = size / side
         dx, dy = rng.uniform(-shift, shift, 2) / zoom
         centre = (x + w / 2 + dx, y + h / 2 + dy)
-        visible, infrared = (crop(part, centre, side, size) for part in frame)
-        picture = np.concatenate([visible, np.repeat(infrared[..., None], 3, 2)], 2)
+        visible, infrared = (cv2.LUT(crop(part, centre, side, size), _exposure(rng)) for part in frame)
+        picture = np.empty((6, size, size), np.uint8)
+        picture[:3] = rearrange(visible, "h w c -> c h w")
+        picture[3:] = infrared
         corners = np.array([-w / 2 - dx, -h / 2 - dy, w / 2 - dx, h / 2 - dy]) * zoom
+        if flip:
+            picture = np.ascontiguousarray(picture[..., ::-1])
+            corners = np.array([-corners[2], corners[1], -corners[0], corners[3]])
         return picture, corners
+
+
+def _exposure(rng) -> np.ndarray:
+    """A table (256,) of another contrast and brightness: a pair's frames may lie far apart."""
+    return np.clip(np.arange(256) * rng.uniform(0.8, 1.2) + rng.uniform(-12, 12), 0, 255).astype(np.uint8)
 
 
 def _render_some(seed: int, frames: int, severity: float, rng, total: int = 60, size=(320, 256)):
     """Frames spread over the sequence: visible (H, W, 3) and infrared (H, W) pictures, boxes (frames, 4)."""
     scene = Scene(seed, total, size, severity)
     edges = np.linspace(0, total, frames + 1)
-    times = [min(total - 1, int(rng.uniform(a, b))) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    times = [min(total - 1, int(rng.uniform(a, b))) for a, b in pairwise(edges)]
     pictures = [scene.render(t) for t in times]
     # The infrared picture is grey: one of its channels is enough to keep.
     return [v for v, _ in pictures], [np.ascontiguousarray(i[..., 0]) for _, i in pictures], scene.boxes[times]
-
-
-def _vary(picture: np.ndarray, rng) -> np.ndarray:
-    """Other contrast and brightness of each modality of a crop (S, S, 6): a pair's frames may lie far apart."""
-    for part in (slice(0, 3), slice(3, 6)):
-        contrast, brightness = rng.uniform(0.8, 1.2), rng.uniform(-12, 12)
-        table = np.clip(np.arange(256) * contrast + brightness, 0, 255).astype(np.uint8)
-        picture[..., part] = cv2.LUT(np.ascontiguousarray(picture[..., part]), table)
-    return picture
 
 
 def save_atomically(value, path: Path, save: Callable = torch.save) -> None:

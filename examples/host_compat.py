@@ -1,0 +1,235 @@
+"""What lets trackers written for 2022's packages run on today's, unedited: shared by the examples and the tests.
+
+`prepare(checkout)` puts a checkout of the OSTrack family (ViPT, TBSI, …) on the import path, with empty stand-ins for
+packages that it imports but does not need for tracking or for a training step, and that are not installed here. Where
+there is no GPU, its hard-coded `.cuda()` calls do nothing. Both change the whole process: use one for each host, as all
+hosts call their package `lib`.
+"""
+
+import argparse
+import contextlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+import tempfile
+import time
+import types
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from embedded.sequences import Sequence, generate_sequence, read_sequence
+from gmmt_fusion import Attachment
+from torch import Tensor, nn
+
+PACKAGES = (
+    "colorama",
+    "jpeg4py",
+    "lmdb",
+    "pycocotools",
+    "tensorboardX",
+    "tkinter",
+    "torch._six",
+    "torchvision",
+    "visdom",
+    "vot",
+    "wandb",
+)
+
+
+def box_area(boxes: Tensor) -> Tensor:
+    """Areas (N,) of boxes (N, 4) as x, y, x, y: all that the hosts call of torchvision in tracking and training."""
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+
+
+USED = {
+    "torch._six": {"string_classes": (str, bytes), "int_classes": int},
+    "torchvision": {"__version__": "1.0"},
+    "torchvision.ops.boxes": {"box_area": box_area},
+}
+
+
+class StandIn(type):
+    """An empty class whose every public attribute is another one."""
+
+    def __getattr__(cls, name: str) -> "StandIn":
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return StandIn(name, (), {})
+
+
+class StandInModule(types.ModuleType):
+    """An empty module whose every public attribute is an empty class."""
+
+    def __getattr__(self, name: str) -> StandIn:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return StandIn(name, (), {})
+
+
+class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds the packages of PACKAGES, with all their submodules, where nothing else did."""
+
+    def find_spec(self, name: str, path: object, target: object = None) -> importlib.machinery.ModuleSpec | None:
+        if any(name == package or name.startswith(f"{package}.") for package in PACKAGES):
+            return importlib.util.spec_from_loader(name, self, is_package=True)
+        return None
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> StandInModule:
+        return StandInModule(spec.name)
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        vars(module).update(USED.get(module.__name__, {}))
+
+
+def prepare(checkout: str | Path) -> Path:
+    """Make `import lib` find the tracker in the folder `checkout`, and return the folder.
+
+    Raises:
+        FileNotFoundError: there is no tracker of the OSTrack family.
+    """
+    checkout = Path(checkout).resolve()
+    if not (checkout / "lib" / "models").is_dir():
+        raise FileNotFoundError(
+            f"{checkout} has no lib/models; expected a checkout of ViPT, TBSI or another of OSTrack's"
+        )
+    sys.path.insert(0, str(checkout))
+    if not any(isinstance(finder, Finder) for finder in sys.meta_path):
+        sys.meta_path.append(Finder())
+    if not torch.cuda.is_available():
+        Tensor.cuda = nn.Module.cuda = lambda self, *args, **kwargs: self
+    return checkout
+
+
+def tracker_parameters(cfg: object, checkpoint: str | Path) -> types.SimpleNamespace:
+    """What `lib.test.parameter.<tracker>.parameters()` returns, without its files of absolute paths."""
+    return types.SimpleNamespace(
+        cfg=cfg,
+        checkpoint=str(checkpoint),
+        debug=0,
+        save_all_boxes=False,
+        template_factor=cfg.TEST.TEMPLATE_FACTOR,
+        template_size=cfg.TEST.TEMPLATE_SIZE,
+        search_factor=cfg.TEST.SEARCH_FACTOR,
+        search_size=cfg.TEST.SEARCH_SIZE,
+    )
+
+
+class Inert(dict):
+    """Stands for any object that a checkpoint holds beside its weights."""
+
+    def __new__(cls, *args: object, **kwargs: object) -> "Inert":
+        return dict.__new__(cls)
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def readable(checkpoint: str | Path) -> Iterator[None]:
+    """Let `torch.load` read a checkpoint of the host's trainer, which holds the repository's own classes.
+
+    Since torch 2.6 it reads weights only, and refuses these. Here each becomes an inert object; none of their code runs.
+    """
+    names = torch.serialization.get_unsafe_globals_in_checkpoint(checkpoint)
+    inert = [(type(name.rpartition(".")[2], (Inert,), {}), name) for name in names]
+    with torch.serialization.safe_globals(inert):
+        yield
+
+
+def randomise(network: nn.Module) -> nn.Module:
+    """The network with random weights under which its boxes move, for want of a checkpoint: always the same."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if parameter.ndim > 1:
+                scale = 0.02 if "embed" in name else parameter[0].numel() ** -0.5
+                parameter.normal_(0, scale, generator=generator)
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.05, generator=generator)
+                module.running_var.uniform_(1, 1.1, generator=generator)
+        network.box_head.conv5_size.weight.mul_(0.2)  # boxes of about a quarter of the crop
+        network.box_head.conv5_size.bias.fill_(-1.1)
+    return network.eval()
+
+
+@contextlib.contextmanager
+def checkpoint_of(network: nn.Module) -> Iterator[Path]:
+    """A temporary checkpoint of a network in the hosts' format, as their trackers load nothing else."""
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save({"net": network.state_dict()}, Path(folder, "network.pth"))
+        yield Path(folder, "network.pth")
+
+
+def track(tracker: object, frames: list[np.ndarray], box: list[float]) -> tuple[np.ndarray, float]:
+    """Boxes (N, 4) as x, y, w, h in frames (H, W, 6) from the box in the first, and the seconds a frame takes."""
+    tracker.initialize(frames[0], {"init_bbox": list(box)})
+    started = time.perf_counter()
+    boxes = [box, *(tracker.track(frame)["target_bbox"] for frame in frames[1:])]
+    return np.array(boxes, dtype=np.float64), (time.perf_counter() - started) / max(len(frames) - 1, 1)
+
+
+def six_channels(sequence: Sequence) -> list[np.ndarray]:
+    """Frames (H, W, 6), RGB first, as the hosts' trackers take them."""
+    return [np.concatenate(pair, axis=2) for pair in zip(sequence.visible, sequence.infrared, strict=True)]
+
+
+def crop_pairs(sequence: Sequence, cfg: object, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """A batch of pairs as the host's data loader makes them, without its augmentation.
+
+    Returns:
+        template_images (1, B, 6, 128, 128), search_images (1, B, 6, 256, 256), and template_anno, search_anno
+        (1, B, 4) as x, y, w, h in shares of the crop.
+    """
+    from lib.train.data.processing_utils import sample_target, transform_image_to_crop
+
+    # TBSI's configuration holds six numbers, ViPT's those of RGB, which it uses twice
+    mean, std = (torch.tensor(list(x) * (6 // len(x))).view(6, 1, 1) for x in (cfg.DATA.MEAN, cfg.DATA.STD))
+    rows: dict[str, list[Tensor]] = {
+        f"{part}_{what}": [] for part in ("template", "search") for what in ("images", "anno")
+    }
+    frames, boxes = six_channels(sequence), torch.from_numpy(sequence.boxes_visible).float()
+    for _ in range(batch):
+        for part, settings in (("template", cfg.DATA.TEMPLATE), ("search", cfg.DATA.SEARCH)):
+            index = int(torch.randint(len(frames), (), generator=generator))
+            box, side = boxes[index], settings.SIZE
+            shift = (torch.rand(2, generator=generator) - 0.5) * box[2:].prod().sqrt() * settings.CENTER_JITTER / 2
+            centre = box + torch.cat([shift, torch.zeros(2)])
+            crop, factor, _ = sample_target(frames[index], centre, settings.FACTOR, side)
+            image = torch.from_numpy(crop.astype(np.float32)).permute(2, 0, 1) / 255
+            rows[f"{part}_images"].append((image - mean) / std)
+            rows[f"{part}_anno"].append(transform_image_to_crop(box, centre, factor, torch.tensor([side, side]), True))
+    return {name: torch.stack(values)[None] for name, values in rows.items()}
+
+
+def arguments(description: str, config: str) -> argparse.Namespace:
+    """The command line of the examples; `sequence` becomes a Sequence, a generated one if none was named."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkout", required=True, help="folder of the host's repository")
+    parser.add_argument("--config", default=config, help="name of the host's yaml file (default: %(default)s)")
+    parser.add_argument("--checkpoint", help="the host's weights; random ones if omitted")
+    parser.add_argument("--fusion", help="folder or hub id of a fine-tuned fusion; a new small one if omitted")
+    parser.add_argument("--sequence", help="folder of a sequence in the layout of LasHeR or GTOT; generated if omitted")
+    parser.add_argument("--frames", type=int, default=10, help="frames to track (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=0, help="fine-tune for so many steps before tracking")
+    parser.add_argument("--batch", type=int, default=8, help="pairs of a step (default: %(default)s)")
+    parser.add_argument("--save", help="folder to save the fusion and its head in")
+    options = parser.parse_args()
+    options.sequence = read_sequence(options.sequence) if options.sequence else generate_sequence(0, options.frames)
+    return options
+
+
+def compare(tracker: object, attachment: Attachment, sequence: Sequence, length: int) -> None:
+    """Track with the generated fused maps, and with the host's own."""
+    frames, box = six_channels(sequence)[:length], sequence.boxes_visible[0].tolist()
+    boxes, seconds = track(tracker, frames, box)
+    print(f"generative fusion: {seconds:.2f} s a frame, last box {boxes[-1].round(1).tolist()}")
+    with attachment.disabled():
+        boxes, seconds = track(tracker, frames, box)
+    print(f"the host's fusion: {seconds:.2f} s a frame, last box {boxes[-1].round(1).tolist()}")

