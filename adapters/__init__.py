@@ -7,6 +7,6 @@ from .siamban import SiamBANAdapter
 from .tbsi import TBSIAdapter
 from .vipt import ViPTAdapter
 
-ADAPTERS: tuple[type[Adapter], ...] = (ViPTAdapter, TBSIAdapter)
+ADAPTERS: tuple[type[Adapter], ...] = (ViPTAdapter, TBSIAdapter, SiamBANAdapter)
 
-__all__ = ["ADAPTERS", "Adapter", "ModuleAdapter", "TBSIAdapter", "ViPTAdapter"]
+__all__ = ["ADAPTERS", "Adapter", "ModuleAdapter", "SiamBANAdapter", "TBSIAdapter", "ViPTAdapter", "siamban"]

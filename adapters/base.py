@@ -10,18 +10,18 @@ from torch import Tensor, nn
 class Adapter(ABC):
     """Where a host's modality maps come from, where its fused map goes in, and which module is its head.
 
-    For a tracker whose fusion is one submodule use `ModuleAdapter`. For any other, subclass: name the `head`, and return
-    from `points` the submodules to step in for, each with a method `method(plugin, host, *args, **kwargs)` that is called
-    in place of the submodule's forward and returns what it would have returned. In it
+    For a tracker whose fusion is one submodule use `ModuleAdapter`. For any other, subclass: name the `head`, and
+    return from `points` the submodules to step in for, each with a method `method(plugin, host, *args, **kwargs)` that
+    is called in place of the submodule's forward and returns what it would have returned. In it
 
     - `host(*args, **kwargs)` is the submodule's own forward; for the head, the new head's;
-    - `plugin.fuse(features, fused)` gives the generated map for m maps (B, C, H, W). `fused` is the host's own map, or a
-      function that computes it, which is called only where it is needed;
+    - `plugin.fuse(features, fused)` gives the generated map for m maps (B, C, H, W). `fused` is the host's own map, or
+      a function that computes it, which is called only where it is needed;
     - `plugin.memory` is a dict that keeps what one method saw for another, until `fuse` clears it;
     - `plugin.generating` says that the host's own fused map is not needed in this call.
 
-    The head needs a method only where the fused map is its input. A host is never imported: recognise it in `missing` by
-    class name and structure. An adapter keeps no tensors, so that it can be copied and pickled.
+    The head needs a method only where the fused map is its input. A host is never imported: recognise it in `missing`
+    by class name and structure. An adapter keeps no tensors, so that it can be copied and pickled.
     """
 
     head: str = ""

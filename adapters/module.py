@@ -30,8 +30,9 @@ class ModuleAdapter(Adapter):
     def fuse(self, plugin: Any, host: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         maps = split_maps((*args, *kwargs.values()), plugin.fusion.modalities)
         if maps is None:
-            raise ValueError(f"the fusion {self.fusion!r} was called with {len(args) + len(kwargs)} arguments; expected "
-                             f"{plugin.fusion.modalities} maps (B, C, H, W), a list of them, or their concatenation")
+            raise ValueError(f"the fusion {self.fusion!r} was called with {len(args) + len(kwargs)} arguments; "
+                             f"expected {plugin.fusion.modalities} maps (B, C, H, W), a list of them, or their "
+                             "concatenation")
         if self.size is not None and tuple(maps[0].shape[-2:]) != self.size:
             return host(*args, **kwargs)
         return plugin.fuse(maps, lambda: host(*args, **kwargs))

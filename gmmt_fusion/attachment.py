@@ -8,7 +8,7 @@ import contextlib
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ class Plugin(nn.Module):
 
     @property
     def head(self) -> nn.Module:
-        return self.fusion.head
+        return cast(nn.Module, self.fusion.head)
 
     @property
     def generating(self) -> bool:
@@ -46,25 +46,23 @@ class Plugin(nn.Module):
     def fuse(self, features: Sequence[Tensor], fused: Tensor | Callable[[], Tensor]) -> Tensor:
         """The map that the head gets in place of the host's `fused` (B, C, H, W), contiguous, in a dtype it accepts."""
         self.memory.clear()
-        target = fused if isinstance(fused, Tensor) else None
-        if target is None and not self.generating:
-            with torch.no_grad():
-                target = fused()
+        if self.generating:
+            result = self.fusion(*features)
+            if isinstance(fused, Tensor):
+                result = result.to(fused.dtype)
+            elif not torch.is_autocast_enabled(result.device.type):
+                like = _first_parameter(self.head)
+                result = result if like is None else result.to(like.dtype)
+            return result.contiguous()  # hosts use .view, which a channels-last map does not survive
+        with torch.no_grad():
+            target = fused if isinstance(fused, Tensor) else fused()
         if self.recorded is not None:
             self.recorded.append(([f.detach().clone() for f in features], target.detach().clone()))
             return target
-        if self.training:
-            output = self.fusion.loss([f.detach() for f in features], target.detach())
-            add = self.in_forward and self.generative_loss is not None
-            self.generative_loss = self.generative_loss + output.loss if add else output.loss
-            result = output.fused
-        else:
-            result = self.fusion(*features)
-        if target is not None:
-            result = result.to(target.dtype)
-        elif not torch.is_autocast_enabled(result.device.type):
-            result = result.to(next((p.dtype for p in self.head.parameters() if p.is_floating_point()), result.dtype))
-        return result.contiguous()  # hosts use .view, which a channels-last map does not survive
+        output = self.fusion.loss([f.detach() for f in features], target.detach())
+        earlier = self.generative_loss if self.in_forward else None  # of another level in the same forward
+        self.generative_loss = output.loss if earlier is None else earlier + output.loss
+        return output.fused.to(target.dtype).contiguous()
 
     def __getstate__(self) -> dict[str, Any]:
         # what belongs to one forward is not copied: a loss with a graph cannot be
@@ -99,7 +97,13 @@ class Plugin(nn.Module):
             parameter.requires_grad_(self.host_requires_grad.get(name, parameter.requires_grad))
 
 
-class _Patched:
+if TYPE_CHECKING:
+    _Module = nn.Module
+else:
+    _Module = object  # mixed into a host's class, which is the nn.Module
+
+
+class _Patched(_Module):
     """What every swapped class shares: it copies and pickles as its original and the kind of patch."""
 
     _gmmt_plugin: Plugin
@@ -116,7 +120,7 @@ class _Point(_Patched):
     _gmmt_is_head: bool
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        plugin, original = self._gmmt_plugin, super().forward  # type: ignore[misc]
+        plugin, original = self._gmmt_plugin, super().forward
         if not plugin.enabled:
             return original(*args, **kwargs)
         host = plugin.head if self._gmmt_is_head and plugin.recorded is None else original
@@ -131,13 +135,13 @@ class _Root(_Patched):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         plugin = self._gmmt_plugin
         if not plugin.enabled:
-            return super().forward(*args, **kwargs)  # type: ignore[misc]
+            return super().forward(*args, **kwargs)
         if plugin.training and not torch.compiler.is_compiling():
             plugin.freeze(self)  # trainers call .train() and requires_grad_ on parts of the host
         plugin.memory.clear()
         plugin.generative_loss, plugin.in_forward = None, True
         try:
-            out = super().forward(*args, **kwargs)  # type: ignore[misc]
+            out = super().forward(*args, **kwargs)
         finally:
             plugin.in_forward = False
         if plugin.training and plugin.recorded is None:
@@ -149,7 +153,7 @@ class _Root(_Patched):
         return out
 
     def train(self, mode: bool = True) -> Any:
-        super().train(mode)  # type: ignore[misc]
+        super().train(mode)
         plugin = self._gmmt_plugin
         plugin.host_training = {name: mode for name, _ in plugin.host_modules(self)}
         if plugin.enabled:
@@ -158,26 +162,26 @@ class _Root(_Patched):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         if not any(name.startswith(f"{PREFIX}.") for name in state_dict):
-            raise ValueError(f"this checkpoint has no {PREFIX!r} keys: it is the host's alone, and a fusion is attached. "
-                             "Load the host's weights before attach(), or detach() first: the new head starts as a copy "
-                             "of the host's")
-        return super().load_state_dict(state_dict, *args, **kwargs)  # type: ignore[misc]
+            raise ValueError(f"this checkpoint has no {PREFIX!r} keys: it is the host's alone, and a fusion is "
+                             "attached; load the host's weights before attach(), or detach() first (the new head "
+                             "starts as a copy of the host's)")
+        return super().load_state_dict(state_dict, *args, **kwargs)
 
 
 @cache
 def _swapped(kind: type, original: type) -> type:
     # the name stays: hosts store and compare type(net).__name__
-    return type(original.__name__, (kind, original), {"__module__": original.__module__,
-                                                      "__qualname__": original.__qualname__, "__doc__": original.__doc__})
+    names = {name: getattr(original, name) for name in ("__module__", "__qualname__", "__doc__")}
+    return type(original.__name__, (kind, original), names)
 
 
 def _empty(kind: type, original: type) -> Any:
     cls = _swapped(kind, original)
-    return cls.__new__(cls)
+    return cls.__new__(cls)  # type: ignore[call-overload]
 
 
 class Attachment:
-    """A fusion in a host's network; what `attach` returns. `Attachment.of(copy)` is that of a copied or unpickled host."""
+    """A fusion in a host's network, as `attach` returns it; `Attachment.of` finds that of a copied or loaded host."""
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
@@ -309,7 +313,8 @@ def attach(tracker: Any, fusion: GenerativeFusion | Any, adapter: Any = "auto",
         if isinstance(module, _Patched):
             raise ValueError("a fusion is attached to this tracker already; detach() it first")
     if isinstance(network, nn.Sequential | nn.ModuleList | nn.ModuleDict) or hasattr(network, PREFIX):
-        raise ValueError(f"{type(network).__name__} cannot hold the plugin as {PREFIX!r}; wrap it in a module of its own")
+        raise ValueError(f"{type(network).__name__} cannot hold the plugin as {PREFIX!r}; wrap it in a module of its "
+                         "own")
     if not isinstance(fusion, GenerativeFusion):
         fusion = GenerativeFusion.from_pretrained(fusion)
     channels = adapter.channels(network)
@@ -328,7 +333,7 @@ def attach(tracker: Any, fusion: GenerativeFusion | Any, adapter: Any = "auto",
     if tuned is not None:
         checkpoint.load_state(head, tuned, "the head saved with the fusion")
     fusion.head, fusion.head_state = head, None
-    like = next((p for p in head.parameters() if p.is_floating_point()), None)
+    like = _first_parameter(head)
     if like is not None:
         fusion.to(like.device, like.dtype)
 
@@ -351,6 +356,11 @@ def attach(tracker: Any, fusion: GenerativeFusion | Any, adapter: Any = "auto",
     return attachment
 
 
+def _first_parameter(module: nn.Module) -> nn.Parameter | None:
+    """The first floating-point parameter, whose device and dtype stand for the module's; None where there is none."""
+    return next((p for p in module.parameters() if p.is_floating_point()), None)
+
+
 def _plain_head(plugin: Plugin, host: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return host(*args, **kwargs)
 
@@ -358,7 +368,7 @@ def _plain_head(plugin: Plugin, host: Callable[..., Any], *args: Any, **kwargs: 
 def _patch(module: nn.Module, kind: type, **state: Any) -> None:
     for name, value in state.items():
         object.__setattr__(module, name, value)  # not as a child: the plugin is registered once, at the root
-    module.__class__ = _swapped(kind, type(module))
+    module.__class__ = _swapped(kind, type(module))  # type: ignore[arg-type]
 
 
 def _networks(tracker: Any) -> Iterator[nn.Module]:
@@ -366,7 +376,7 @@ def _networks(tracker: Any) -> Iterator[nn.Module]:
     while isinstance(tracker, nn.Module) and hasattr(tracker, "_orig_mod"):  # torch.compile
         tracker = tracker._orig_mod
     if isinstance(tracker, nn.parallel.DistributedDataParallel | nn.DataParallel):
-        raise ValueError(f"the tracker is wrapped in {type(tracker).__name__}; attach to the network before wrapping it")
+        raise ValueError(f"the tracker is wrapped in {type(tracker).__name__}; attach to its network before wrapping")
     if isinstance(tracker, nn.Module):
         yield tracker
         yield from tracker.children()

@@ -13,7 +13,8 @@ def moments(maps: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
 
     A channel that never moves (a dead ReLU, say) gets standard deviation 1: dividing by nothing would blow up noise.
     """
-    count, total, squares = 0, 0.0, 0.0
+    count = 0
+    total = squares = torch.zeros(())
     for x in maps:
         values = rearrange(x, "b c h w -> c (b h w)").double()
         count += values.shape[1]
@@ -33,7 +34,8 @@ def least_squares_convolution(batches: Iterable[tuple[Tensor, Tensor]], kernel: 
     Returns:
         weight (C_out, C_in, kernel, kernel), bias (C_out,), and the share of the targets' variance left unexplained.
     """
-    gram, cross, count, target_sum, target_squares = 0.0, 0.0, 0, 0.0, 0.0
+    count = 0
+    gram = cross = target_sum = target_squares = torch.zeros(())
     for inputs, targets in batches:
         for x, y in zip(inputs, targets, strict=True):  # one map at a time: an unfolded batch is large
             columns = F.unfold(x[None].double(), kernel, padding=kernel // 2)[0]

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from . import checkpoint
 from .calibration import least_squares_convolution, moments
+from .checks import check_choice, check_finite, check_maps, check_share, check_size, check_whole_number
 from .methods import PREDICTION_TYPES, WEIGHTINGS, ConditionalGAN, Diffusion, Raw, build_scheduler, standard_normal
-from .networks import NETWORKS, Discriminator
+from .networks import NETWORKS, Discriminator, UNet, UViT
 
 METHODS = ("diffusion", "cgan", "raw")
 RESIDUALS = ("conv1x1", "conv3x3", "first", None)
@@ -66,25 +67,28 @@ class GenerativeFusion(nn.Module, ModelHubMixin, library_name="gmmt-fusion", lic
         ValueError: an unknown name or an impossible number, naming it.
     """
 
+    feature_mean: Tensor
+    feature_std: Tensor
+    fused_mean: Tensor
+    fused_std: Tensor
+    noise: Tensor
+    network: UViT | UNet
+
     def __init__(self, channels: int, *, modalities: int = 2, size: int | Sequence[int] = 16, method: str = "diffusion",
                  network: str = "uvit", network_config: Mapping[str, Any] | None = None,
                  residual: str | None = "conv1x1", steps: int = 1, eta: float = 0.0, prediction_type: str = "sample",
                  weighting: str = "x_0", last_step_probability: float = 0.5, fixed_noise: bool = True,
                  scheduler: Any = None) -> None:
         super().__init__()
-        size = (size, size) if isinstance(size, int) else tuple(size)
-        _check_number("channels", channels, 1)
-        _check_number("modalities", modalities, 1)
-        for side in size if len(size) == 2 else (None,):
-            _check_number("size", side, 1)
+        size = check_size(size)
+        for name, number in (("channels", channels), ("modalities", modalities)):
+            check_whole_number(name, number)
         for name, value, known in (("method", method, METHODS), ("network", network, tuple(NETWORKS)),
                                    ("residual", residual, RESIDUALS), ("weighting", weighting, WEIGHTINGS),
                                    ("prediction_type", prediction_type, PREDICTION_TYPES)):
-            if value not in known:
-                raise ValueError(f"{name}={value!r} is unknown; expected one of {known}")
-        for name, value in (("last_step_probability", last_step_probability), ("eta", eta)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name}={value} is out of range; expected 0 to 1")
+            check_choice(name, value, known)
+        for name, share in (("last_step_probability", last_step_probability), ("eta", eta)):
+            check_share(name, share)
         self.config: dict[str, Any] = {
             "channels": channels, "modalities": modalities, "size": size, "method": method, "network": network,
             "network_config": dict(network_config or {}), "residual": residual, "steps": steps, "eta": eta,
@@ -125,11 +129,9 @@ class GenerativeFusion(nn.Module, ModelHubMixin, library_name="gmmt-fusion", lic
         if residual in ("conv1x1", "conv3x3"):
             kernel = int(residual[4])
             self.residual = nn.Conv2d(modalities * channels, channels, kernel, padding=kernel // 2)
-            with torch.no_grad():
-                self.residual.weight.zero_()
-                self.residual.bias.zero_()
-                mean = torch.eye(channels).repeat(1, modalities) / modalities
-                self.residual.weight[..., kernel // 2, kernel // 2] = mean
+            nn.init.zeros_(self.residual.weight)
+            mean = torch.eye(channels).repeat(1, modalities) / modalities
+            self.residual.weight.data[..., kernel // 2, kernel // 2] = mean
             # the network's last layer at zero: the plugin starts as its residual path
             for parameter in self.network.last_layer.parameters():
                 nn.init.zeros_(parameter)
@@ -206,9 +208,9 @@ class GenerativeFusion(nn.Module, ModelHubMixin, library_name="gmmt-fusion", lic
         Raises:
             TypeError, ValueError: features, steps or num_samples that do not fit, named.
         """
-        dtype = self._check_features(features)
+        dtype = check_maps(features, None, self.modalities, self.channels)
         steps = self.steps if steps is None else self._check_steps(steps)
-        _check_number("num_samples", num_samples, 1)
+        check_whole_number("num_samples", num_samples)
         batch = len(features[0])
         maps = [f.repeat(num_samples, 1, 1, 1) for f in self._normalise(features)]
         if generator is None and not self.fixed_noise:
@@ -278,13 +280,12 @@ class GenerativeFusion(nn.Module, ModelHubMixin, library_name="gmmt-fusion", lic
         normalised = (self._training_inputs(features, fused) for features, fused in pairs)
         weight, bias, unexplained = least_squares_convolution(
             ((torch.cat(maps, dim=1), x_0) for maps, x_0, _ in normalised), self.residual.kernel_size[0])
-        self.residual.weight.copy_(weight)
-        self.residual.bias.copy_(bias)
+        self.residual.load_state_dict({"weight": weight, "bias": bias})
         for parameter in self.network.last_layer.parameters():
             nn.init.zeros_(parameter)
         return unexplained
 
-    def save_pretrained(self, folder: Any, **hub_options: Any) -> None:
+    def save_pretrained(self, folder: Any, **hub_options: Any) -> None:  # type: ignore[override]
         """Write `config.json` and `model.safetensors` into `folder`, each atomically; pickle is not used.
 
         With `push_to_hub=True` and `repo_id`, also upload the folder, as huggingface_hub's mixin does.
@@ -296,7 +297,8 @@ class GenerativeFusion(nn.Module, ModelHubMixin, library_name="gmmt-fusion", lic
             self.push_to_hub(**hub_options)
 
     @classmethod
-    def from_pretrained(cls, folder_or_hub_id: Any, **hub_options: Any) -> "GenerativeFusion":
+    def from_pretrained(  # type: ignore[override]
+            cls, folder_or_hub_id: Any, **hub_options: Any) -> "GenerativeFusion":
         """Load from a folder that `save_pretrained` wrote, or from a Hugging Face hub id, on the CPU.
 
         Raises:
@@ -352,42 +354,12 @@ class GenerativeFusion(nn.Module, ModelHubMixin, library_name="gmmt-fusion", lic
         return noise.repeat_interleave(batch, dim=0)
 
     def _training_inputs(self, features: Sequence[Tensor], fused: Tensor) -> tuple[list[Tensor], Tensor, torch.dtype]:
-        dtype = self._check_features(features, fused)
-        if not torch.compiler.is_compiling():
-            for name, x in [*((f"features[{i}]", f) for i, f in enumerate(features)), ("fused", fused)]:
-                if not torch.isfinite(x).all():
-                    raise ValueError(f"{name} holds NaN or infinity; look at the host's inputs and weights")
+        dtype = check_maps(features, fused, self.modalities, self.channels)
+        check_finite(features, fused)
         mean, std = (rearrange(v, "c -> 1 c 1 1").float() for v in (self.fused_mean, self.fused_std))
         return self._normalise(features), (fused.float() - mean) / std, dtype
 
-    def _check_features(self, features: Sequence[Tensor], fused: Tensor | None = None) -> torch.dtype:
-        """Raise for what does not fit; return the dtype that the fused map gets, the widest of the features'."""
-        if isinstance(features, Tensor) or len(features) != self.modalities:
-            raise ValueError(f"got {1 if isinstance(features, Tensor) else len(features)} feature maps; expected "
-                             f"{self.modalities}, one per modality (GenerativeFusion(modalities=…))")
-        named = [(f"features[{i}]", f) for i, f in enumerate(features)]
-        for name, x in named if fused is None else [*named, ("fused", fused)]:
-            if not isinstance(x, Tensor):
-                raise TypeError(f"{name} is a {type(x).__name__}; expected a tensor (B, C, H, W)")
-            if not x.is_floating_point():
-                raise TypeError(f"{name} has dtype {x.dtype}; expected a floating-point dtype")
-            if x.ndim != 4 or x.shape[1] != self.channels or 0 in x.shape:
-                raise ValueError(f"{name} has shape {tuple(x.shape)}; expected (B, {self.channels}, H, W), as the "
-                                 f"fusion was built with channels={self.channels}")
-            if x.shape != features[0].shape:
-                raise ValueError(f"{name} has shape {tuple(x.shape)}; expected {tuple(features[0].shape)} as features[0]")
-        dtype = features[0].dtype
-        for x in features[1:]:
-            dtype = torch.promote_types(dtype, x.dtype)
-        return dtype
-
     def _check_steps(self, steps: int) -> int:
         most = self.method.scheduler.config.num_train_timesteps if isinstance(self.method, Diffusion) else 1
-        if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= most:
-            raise ValueError(f"steps={steps!r} is out of range; expected a whole number from 1 to {most}")
+        check_whole_number("steps", steps, 1, most)
         return steps
-
-
-def _check_number(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name}={value!r} is out of range; expected a whole number of at least {least}")

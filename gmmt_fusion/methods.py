@@ -6,7 +6,7 @@ All three work on normalised maps, and know the network only as `network(maps, t
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -68,9 +68,9 @@ class ConditionalGAN(Raw):
         with torch.no_grad():
             noise = standard_normal(x_0.shape, generator, x_0.device)
             fake = self.sample(network, features, residual, noise, 1, generator)[-1]
-        real_score = self.discriminator(self.pair(x_0, features)).float()
-        fake_score = self.discriminator(self.pair(fake, features)).float()
-        return F.mse_loss(fake_score, torch.zeros_like(fake_score)) + F.mse_loss(real_score, torch.ones_like(real_score))
+        real = self.discriminator(self.pair(x_0, features)).float()
+        fake = self.discriminator(self.pair(fake, features)).float()
+        return F.mse_loss(fake, torch.zeros_like(fake)) + F.mse_loss(real, torch.ones_like(real))
 
 
 class Diffusion:
@@ -127,7 +127,8 @@ class Diffusion:
     def sample(self, network: Network, features: list[Tensor], residual: Tensor | int, noise: Tensor | None,
                steps: int, generator: torch.Generator | None) -> list[Tensor]:
         """Sample with `steps` steps from t = T down, a batch in one pass; the estimates of x_0 at every step."""
-        scheduler, batch, x_t = self.scheduler, len(noise), noise
+        x_t = cast(Tensor, noise)
+        scheduler, batch = self.scheduler, len(x_t)
         if steps == 1 and type(scheduler).__name__ == "DDIMScheduler" and scheduler.config.set_alpha_to_one:
             # one DDIM step to ᾱ = 1 returns its x_0 whatever η is: the scheduler would be the identity
             last = x_t.new_full((batch,), scheduler.config.num_train_timesteps - 1, dtype=torch.long)
@@ -191,5 +192,5 @@ def build_scheduler(scheduler: Any, prediction_type: str) -> Any:
             raise ValueError(f"scheduler has _class_name={name!r}; expected the name of a diffusers scheduler")
         scheduler = getattr(diffusers, name).from_config({"prediction_type": prediction_type, **scheduler})
     if not hasattr(scheduler, "alphas_cumprod") or not hasattr(scheduler, "set_timesteps"):
-        raise ValueError(f"scheduler is a {type(scheduler).__name__}; expected a diffusers scheduler with alphas_cumprod")
+        raise ValueError(f"scheduler is a {type(scheduler).__name__}; expected a diffusers one with alphas_cumprod")
     return scheduler

@@ -5,6 +5,7 @@ A network takes the maps of all inputs concatenated on channels, (B, C_in, H, W)
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +40,7 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
-        if self.skip is not None:
+        if self.skip is not None and skip is not None:
             x = self.skip(torch.cat([x, skip], dim=-1))
         q, k, v = rearrange(self.qkv(self.norm1(x)), "b n (three h d) -> three b h n d", three=3, h=self.heads)
         attended = F.scaled_dot_product_attention(q, k, v)
@@ -92,11 +93,11 @@ class UViT(nn.Module):
 
     def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
         height, width = x.shape[-2:]
-        position = self.position
+        position: Tensor = self.position
         if (height, width) != self.size:
             position = F.interpolate(position.float(), (height, width), mode="bicubic").to(position.dtype)
         tokens = self.embed(rearrange(x, "b c h w -> b (h w) c")) + rearrange(position, "b c h w -> b (h w) c")
-        time = rearrange(timestep_embedding(timesteps, self.width), "b c -> b 1 c").to(tokens.dtype) + self.time_position
+        time = rearrange(timestep_embedding(timesteps, self.width), "b c -> b 1 c") + self.time_position
         tokens = torch.cat([time.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], dim=1)
         skips = []
         for block in self.down:
@@ -130,10 +131,10 @@ class UNet(nn.Module):
         if depth < 1 or any(width < 1 for width in widths):
             raise ValueError(f"UNet has widths={tuple(widths)}, depth={depth}; expected positive widths and depth")
         self.multiple = 2 ** (len(widths) - 1)
-        self.unet = UNet2DModel(
-            in_channels=in_channels, out_channels=out_channels, layers_per_block=depth, block_out_channels=tuple(widths),
-            down_block_types=("DownBlock2D",) * len(widths), up_block_types=("UpBlock2D",) * len(widths),
-            norm_num_groups=math.gcd(32, *widths), attention_head_dim=None)
+        self.unet: Any = UNet2DModel(
+            in_channels=in_channels, out_channels=out_channels, layers_per_block=depth,
+            block_out_channels=tuple(widths), norm_num_groups=math.gcd(32, *widths), attention_head_dim=None,
+            down_block_types=("DownBlock2D",) * len(widths), up_block_types=("UpBlock2D",) * len(widths))
 
     @property
     def last_layer(self) -> nn.Module:
@@ -175,4 +176,4 @@ class Discriminator(nn.Module):
         return self.layers(x)
 
 
-NETWORKS: dict[str, type[nn.Module]] = {"uvit": UViT, "unet": UNet}
+NETWORKS: dict[str, type[UViT] | type[UNet]] = {"uvit": UViT, "unet": UNet}

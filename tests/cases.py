@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from gmmt_fusion import GenerativeFusion
-from gmmt_fusion.adapters import ModuleAdapter
 from tiny_hosts import CHANNELS, ConcatTracker, MapsTracker, SiameseTracker, SumAdapter, SumTracker
 from torch import Tensor, nn
+
+from gmmt_fusion import GenerativeFusion
+from gmmt_fusion.adapters import ModuleAdapter
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from gmmt_fusion.adapters import siamban
 from torch import Tensor, nn
+
+from gmmt_fusion.adapters import siamban
 
 CHANNELS = 8
 

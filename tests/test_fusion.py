@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gmmt_fusion import GenerativeFusion
 from torch import Tensor, nn
+
+from gmmt_fusion import GenerativeFusion
 
 TINY: dict[str, Any] = {"network_config": {"width": 16, "heads": 2}}
 NETWORKS = {"uvit": TINY, "unet": {"network": "unet", "network_config": {"widths": (8, 16, 24), "depth": 1}}}

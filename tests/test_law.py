@@ -9,8 +9,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from cases import CASES, Case
-from gmmt_fusion import Attachment, attach
 from torch import Tensor, nn
+
+from gmmt_fusion import Attachment, attach
 
 each_host = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 

@@ -4,8 +4,9 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from gmmt_fusion.adapters import Adapter
 from torch import Tensor, nn
+
+from gmmt_fusion.adapters import Adapter
 
 CHANNELS = 8
 

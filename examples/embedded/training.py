@@ -120,7 +120,7 @@ def train_stage(
     dataset: PairDataset,
     checkpoint: Path,
     *,
-    batch: int = 32,
+    batch: int = 16,
     learning_rate: float = 2e-3,
     report: Callable[[str], None] = lambda line: None,
     every: int = 50,

@@ -1,0 +1,71 @@
+"""One clear error for each bad input: the value, what was expected, and the mend."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def check_whole_number(name: str, value: Any, least: int = 1, most: int | None = None) -> None:
+    """Raise ValueError unless `value` is a whole number from `least` to `most`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
+        bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise ValueError(f"{name}={value!r} is out of range; expected a whole number {bounds}")
+
+
+def check_share(name: str, value: Any) -> None:
+    """Raise ValueError unless `value` lies in 0 to 1."""
+    if not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ValueError(f"{name}={value!r} is out of range; expected 0 to 1")
+
+
+def check_choice(name: str, value: Any, known: Sequence[Any]) -> None:
+    """Raise ValueError unless `value` is one of `known`."""
+    if value not in known:
+        raise ValueError(f"{name}={value!r} is unknown; expected one of {tuple(known)}")
+
+
+def check_size(size: int | Sequence[int]) -> tuple[int, int]:
+    """(H, W) from a side or a pair of sides; ValueError for anything else."""
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    if len(sides) != 2:
+        raise ValueError(f"size={size!r} has {len(sides)} sides; expected one number or (H, W)")
+    for side in sides:
+        check_whole_number("size", side)
+    return sides[0], sides[1]
+
+
+def check_maps(features: Sequence[Tensor], fused: Tensor | None, modalities: int, channels: int) -> torch.dtype:
+    """Raise ValueError or TypeError unless the maps are m floating-point tensors of one shape (B, C, H, W).
+
+    Returns:
+        The widest dtype among the features, which the fused map gets.
+    """
+    if isinstance(features, Tensor) or len(features) != modalities:
+        raise ValueError(f"got {1 if isinstance(features, Tensor) else len(features)} feature maps; expected "
+                         f"{modalities}, one per modality (GenerativeFusion(modalities=…))")
+    named = [(f"features[{i}]", f) for i, f in enumerate(features)]
+    for name, x in named if fused is None else [*named, ("fused", fused)]:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name} is a {type(x).__name__}; expected a tensor (B, C, H, W)")
+        if not x.is_floating_point():
+            raise TypeError(f"{name} has dtype {x.dtype}; expected a floating-point dtype")
+        if x.ndim != 4 or x.shape[1] != channels or 0 in x.shape:
+            raise ValueError(f"{name} has shape {tuple(x.shape)}; expected (B, {channels}, H, W), as the fusion was "
+                             f"built with channels={channels}")
+        if x.shape != features[0].shape:
+            raise ValueError(f"{name} has shape {tuple(x.shape)}; expected {tuple(features[0].shape)} as features[0]")
+    dtype = features[0].dtype
+    for x in features[1:]:
+        dtype = torch.promote_types(dtype, x.dtype)
+    return dtype
+
+
+def check_finite(features: Sequence[Tensor], fused: Tensor) -> None:
+    """Raise ValueError where a training input holds NaN or infinity. Skipped while compiling: it needs the values."""
+    if torch.compiler.is_compiling():
+        return
+    for name, x in [*((f"features[{i}]", f) for i, f in enumerate(features)), ("fused", fused)]:
+        if not torch.isfinite(x).all():
+            raise ValueError(f"{name} holds NaN or infinity; look at the host's inputs and weights")

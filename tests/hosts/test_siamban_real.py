@@ -1,0 +1,329 @@
+"""The Siamese RGB-T baseline made of a real checkout of siamban, unmodified: HOSTS=folder that holds `siamban`."""
+
+import ast
+import copy
+import os
+import pickle
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gmmt_fusion import Attachment, GenerativeFusion, attach
+from gmmt_fusion.adapters import siamban
+from gmmt_fusion.host_checkpoint import load_host_checkpoint
+from torch import Tensor, nn
+
+CHECKOUT = Path(os.environ.get("HOSTS", "")) / "siamban"
+pytestmark = pytest.mark.skipif("HOSTS" not in os.environ or not (CHECKOUT / "siamban").is_dir(),
+                                reason="HOSTS names no folder with a checkout of siamban")
+each_variant = pytest.mark.parametrize("levels", [1, 3])
+BOX = [100.0, 90.0, 50.0, 40.0]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def host() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(CHECKOUT))
+        if not torch.cuda.is_available():  # hard-coded in ModelBuilder.forward and its losses
+            patch.setattr(Tensor, "cuda", lambda self, *args, **kwargs: self)
+        yield
+
+
+@pytest.fixture(scope="module")
+def singles(host: None) -> Callable[[int, int], nn.Module]:
+    """Fresh copies of upstream's ModelBuilder, by levels and seed, its config set to that variant."""
+    made: dict[tuple[int, int], nn.Module] = {}
+
+    def single(levels: int, seed: int = 0) -> nn.Module:
+        configure(levels)
+        if (levels, seed) not in made:
+            made[levels, seed] = build(levels, seed)
+        return copy.deepcopy(made[levels, seed])
+    return single
+
+
+def configure(levels: int) -> Any:
+    from siamban.core.config import cfg
+    from yacs.config import CfgNode
+
+    for part in (cfg.BACKBONE, cfg.ADJUST, cfg.BAN):
+        part.KWARGS = CfgNode(new_allowed=True)
+    cfg.merge_from_file(str(CHECKOUT / "experiments" / "siamban_r50_l234" / "config.yaml"))
+    cfg.CUDA = torch.cuda.is_available()
+    if levels == 1:
+        cfg.BACKBONE.KWARGS = CfgNode({"used_layers": [3]})
+        cfg.ADJUST.TYPE, cfg.ADJUST.KWARGS = "AdjustLayer", CfgNode({"in_channels": 1024, "out_channels": 256})
+        cfg.BAN.TYPE, cfg.BAN.KWARGS = "DepthwiseBAN", CfgNode({"cls_out_channels": 2})
+    return cfg
+
+
+def build(levels: int, seed: int) -> nn.Module:
+    """Random weights, with BatchNorm statistics and distances of about those of a trained network."""
+    from siamban.models.model_builder import ModelBuilder
+
+    torch.manual_seed(seed)
+    model = ModelBuilder()
+    if levels == 1:
+        model.head = siamban.OneLevelHead(model.head)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = None
+    pair = batch(channels=3)
+    with torch.no_grad():
+        model.train().template(pair["template"])
+        model.track(pair["search"])
+        for name, parameter in model.head.named_parameters():
+            if name.endswith("loc.head.3.bias"):
+                parameter.fill_(3.0)
+    for norm in norms:
+        norm.momentum = 0.1
+    del model.zf
+    return model.eval()
+
+
+def frames(count: int = 6) -> list[np.ndarray]:
+    """H×W×6 uint8, a bright square that moves over noise."""
+    random = np.random.default_rng(0)
+    background = random.integers(0, 120, (240, 320, 6)).astype(np.uint8)
+    video = []
+    for index in range(count):
+        frame = background.copy()
+        x, y = 100 + 4 * index, 90 + 2 * index
+        frame[y:y + 40, x:x + 50] = (220, 60, 40, 240, 240, 240)
+        video.append(frame)
+    return video
+
+
+def batch(size: int = 2, channels: int = 6) -> dict[str, Tensor]:
+    """What upstream's data loader gives."""
+    from siamban.core.config import cfg
+    from siamban.datasets.point_target import PointTarget
+    from siamban.utils.bbox import Corner
+
+    np.random.seed(0)
+    generator = torch.Generator().manual_seed(0)
+    labels = [PointTarget()(Corner(100, 95, 160, 150), cfg.TRAIN.OUTPUT_SIZE, False) for _ in range(size)]
+    cls, loc = (torch.from_numpy(np.stack(values)) for values in zip(*labels, strict=True))
+    crops = {name: 255 * torch.rand(size, channels, side, side, generator=generator)
+             for name, side in (("template", 127), ("search", 255))}
+    return {**crops, "label_cls": cls, "label_loc": loc}
+
+
+def boxes(model: nn.Module, video: list[np.ndarray]) -> np.ndarray:
+    """Upstream's own tracker on all frames but the first, gradients not disabled, as its test scripts run it."""
+    from siamban.tracker.tracker_builder import build_tracker
+
+    tracker = build_tracker(model)
+    tracker.init(video[0], BOX)
+    return np.array([tracker.track(frame)["bbox"] for frame in video[1:]])
+
+
+def optimiser(model: nn.Module) -> tuple[torch.optim.Optimizer, Any]:
+    """`build_opt_lr` of upstream's tools/train.py, which cannot be imported, being a script."""
+    from siamban.core.config import cfg
+    from siamban.utils.lr_scheduler import build_lr_scheduler
+
+    tree = ast.parse((CHECKOUT / "tools" / "train.py").read_text())
+    tree.body = [node for node in tree.body if getattr(node, "name", "") == "build_opt_lr"]
+    names = {"cfg": cfg, "nn": nn, "torch": torch, "build_lr_scheduler": build_lr_scheduler}
+    exec(compile(tree, "train.py", "exec"), names)
+    return names["build_opt_lr"](model, cfg.BACKBONE.TRAIN_EPOCH)
+
+
+def plugin(levels: int, perturbed: bool = True) -> GenerativeFusion:
+    fusion = GenerativeFusion.preset("small", 256 * levels, 31)
+    if perturbed:
+        nn.init.normal_(fusion.network.last_layer.weight, std=0.05, generator=torch.Generator().manual_seed(0))
+    return fusion
+
+
+def anatomy(model: nn.Module) -> list[tuple[Any, ...]]:
+    return [(name, type(module), {key: value for key, value in vars(module).items() if not isinstance(value, dict)},
+             [len(value) for key, value in vars(module).items() if key.endswith("_hooks")], list(module._modules),
+             [p.requires_grad for p in module._parameters.values() if p is not None])
+            for name, module in model.named_modules()]
+
+
+@each_variant
+def test_two_streams_track_as_one_where_both_see_the_same(singles: Any, levels: int) -> None:
+    single, video = singles(levels), [np.dstack([frame[..., :3]] * 2) for frame in frames()]
+    model = siamban.two_stream(singles(levels))
+    expected = boxes(single, [frame[..., :3].copy() for frame in video])
+    assert np.isfinite(expected).all()
+    np.testing.assert_allclose(boxes(model, video), expected, atol=0.01)
+    pair = batch()
+    with torch.no_grad():
+        rgb, tir = model.backbone(pair["search"])
+        alone = single.backbone(pair["search"][:, :3].contiguous()), single.backbone(pair["search"][:, 3:].contiguous())
+    for ours, theirs in zip((rgb, tir), alone, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    with pytest.raises(ValueError, match=r"crops of shape \(1, 3, 127, 127\); expected \(B, 6, H, W\)"):
+        boxes(model, [frame[..., :3].copy() for frame in video])
+
+
+@each_variant
+def test_two_streams_copy_pickle_and_load_strictly(singles: Any, levels: int) -> None:
+    model = siamban.two_stream(singles(levels), singles(levels, 1))
+    expected = boxes(model, frames(3))
+    fresh = siamban.two_stream(singles(levels, 2))
+    fresh.load_state_dict(model.state_dict(), strict=True)
+    for twin in (fresh, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert np.array_equal(boxes(twin, frames(3)), expected)
+
+
+@each_variant
+def test_stages_1_train_with_upstreams_optimiser(singles: Any, levels: int) -> None:
+    single = singles(levels).train()  # stage 1.1
+    start = copy.deepcopy(single.state_dict())
+    optimizer, _ = optimiser_for(levels, single)
+    assert step(single, optimizer, batch(channels=3)) >= {"total_loss", "cls_loss", "loc_loss"}
+    assert {name.split(".")[0] for name, value in single.state_dict().items() if not torch.equal(value, start[name])} \
+        == {"backbone", "neck", "head"}
+
+    model = siamban.two_stream(single, singles(levels, 1)).train()  # stage 1.2
+    for frozen in (model.backbone, model.neck.rgb, model.neck.tir):
+        frozen.requires_grad_(False).eval()
+    start = copy.deepcopy(model.state_dict())
+    optimizer = torch.optim.SGD((p for p in model.parameters() if p.requires_grad), lr=0.005, momentum=0.9)
+    step(model, optimizer, batch())
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, start[name])}
+    assert {name.split(".")[0] if name.startswith("head") else ".".join(name.split(".")[:2]) for name in changed} \
+        == {"head", "neck.fusion"}
+
+
+def optimiser_for(levels: int, model: nn.Module) -> tuple[torch.optim.Optimizer, Any]:
+    configure(levels).BACKBONE.TRAIN_LAYERS = ["layer2", "layer3", "layer4"][:levels + 1]
+    return optimiser(model)
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, data: dict[str, Tensor]) -> set[str]:
+    outputs = model(data)
+    loss = outputs["total_loss"] + 3 * outputs.get("generative_loss", 0)
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 10)
+    optimizer.step()
+    assert torch.isfinite(loss)
+    return set(outputs)
+
+
+@each_variant
+def test_build_opt_lr_finds_both_streams(singles: Any, levels: int) -> None:
+    model = siamban.two_stream(singles(levels))
+    optimizer, _ = optimiser_for(levels, model)
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        frozen = name.startswith("backbone") and name.split(".")[2] not in ("layer2", "layer3", "layer4")
+        assert (id(parameter) in trained) is not frozen, name
+
+
+@each_variant
+def test_attached_disabled_detached(singles: Any, levels: int) -> None:
+    model, video = siamban.two_stream(singles(levels), singles(levels, 1)), frames()
+    expected = boxes(model, video)
+    del model.zf
+    before, random_state = anatomy(model), torch.get_rng_state()
+    handle = attach(model, plugin(levels))
+    changed = boxes(model, video)
+    assert np.isfinite(changed).all() and np.abs(changed - expected).max() > 0.1
+    assert np.array_equal(boxes(model, video), changed)  # the same frames, the same boxes
+    with handle.disabled():
+        assert np.array_equal(boxes(model, video), expected)
+    fresh = siamban.two_stream(singles(levels))
+    fresh.load_state_dict(handle.host_state_dict(), strict=True)
+    assert np.array_equal(boxes(fresh, video), expected)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert np.array_equal(boxes(twin, video[:3]), changed[:2])
+        Attachment.of(twin).detach()
+        assert np.array_equal(boxes(twin, video[:3]), expected[:2])
+    assert type(model).__name__ == "ModelBuilder"
+    handle.detach()
+    assert np.array_equal(boxes(model, video), expected)
+    del model.zf
+    assert anatomy(model) == before
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+@each_variant
+def test_only_the_search_region_is_generated(singles: Any, levels: int) -> None:
+    model = siamban.two_stream(singles(levels))
+    calls: list[torch.Size] = []
+    handle = attach(model, plugin(levels))
+    model.neck.fusion.levels[0].register_forward_hook(lambda module, args, output: calls.append(output.shape[-2:]))
+    boxes(model, frames(3))
+    assert calls == [(7, 7)]
+    calls.clear()
+    with torch.no_grad():
+        model.track(255 * torch.rand(1, 6, 287, 287))  # another search region: 35×35 maps
+    assert not calls
+    with torch.no_grad():
+        model.train()(batch())
+    assert calls == [(7, 7), (31, 31)]
+    with handle.recorded() as pairs:
+        boxes(model.eval(), frames(3))
+    assert [fused.shape for _, fused in pairs] == [(1, 256 * levels, 31, 31)] * 2
+
+
+@each_variant
+def test_fine_tuning_trains_the_plugin_alone(singles: Any, levels: int, tmp_path: Path) -> None:
+    model, video = siamban.two_stream(singles(levels), singles(levels, 1)), frames(4)
+    handle = attach(model, plugin(levels, perturbed=False), calibrate=[(batch(),)])
+    host = {name: value.clone() for name, value in handle.host_state_dict().items()}
+    start = boxes(model, video)
+    optimiser_for(levels, model.train())  # sets requires_grad and .train() on parts of the host
+    model.neck.train()
+    optimizer = torch.optim.SGD(handle.parameters(), lr=0.005, momentum=0.9, weight_decay=1e-4)
+    for _ in range(2):
+        assert step(model, optimizer, batch()) == {"total_loss", "cls_loss", "loc_loss", "generative_loss"}
+    assert all(torch.equal(value, host[name]) for name, value in handle.host_state_dict().items())
+    assert all(p.grad is None for n, p in model.named_parameters() if not n.startswith("gmmt_fusion."))
+    tuned = boxes(model, video)
+    assert not np.array_equal(tuned, start)
+    handle.save_pretrained(tmp_path)
+    handle.detach()
+    handle = attach(model, tmp_path)
+    assert np.array_equal(boxes(model, video), tuned)
+
+
+@each_variant
+def test_compiled(singles: Any, levels: int) -> None:
+    model = siamban.two_stream(singles(levels), singles(levels, 1))
+    handle = attach(model, plugin(levels))
+    pair = batch()
+    torch._dynamo.reset()
+    with torch.no_grad():
+        model.template(pair["template"])
+        expected, compiled = model.track(pair["search"]), torch.compile(model.track, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(pair["search"]), expected)
+        with handle.disabled():
+            torch.testing.assert_close(compiled(pair["search"]), model.track(pair["search"]))
+        handle.detach()
+        torch.testing.assert_close(compiled(pair["search"]), model.track(pair["search"]))
+
+
+def test_upstreams_raw_head_is_refused(singles: Any) -> None:
+    from siamban.models.head import DepthwiseBAN
+
+    model = singles(1)
+    model.head = DepthwiseBAN()
+    with pytest.raises(ValueError, match="OneLevelHead"):
+        siamban.two_stream(model)
+    with pytest.raises(ValueError, match=r"'neck' \(AdjustLayer\) is of one modality; call .*two_stream"):
+        attach(singles(1), plugin(1))
+
+
+def test_a_checkpoint_of_upstreams_trainer(singles: Any, tmp_path: Path) -> None:
+    model = siamban.two_stream(singles(1))
+    optimizer, scheduler = optimiser_for(1, model)
+    scheduler.step(1)
+    torch.save({"epoch": 1, "state_dict": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "e1.pth")
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(tmp_path / "e1.pth")  # numpy's scalars
+    checkpoint = load_host_checkpoint(tmp_path / "e1.pth")
+    siamban.two_stream(singles(1, 1)).load_state_dict(checkpoint["state_dict"], strict=True)
+    optimizer.load_state_dict(checkpoint["optimizer"])
+    assert optimizer.param_groups[1]["lr"] == pytest.approx(scheduler.get_cur_lr())

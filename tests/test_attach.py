@@ -1,0 +1,209 @@
+"""`attach` and `Attachment` as a user meets them: two lines, files, and every mistake."""
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from cases import CASES, Case, images, scores, seeded
+from test_law import anatomy, assert_same_anatomy
+from tiny_hosts import ConcatTracker, SumTracker
+from torch import nn
+
+from gmmt_fusion import Attachment, GenerativeFusion, attach
+from gmmt_fusion.adapters import Adapter, ModuleAdapter
+
+CONCAT = CASES[0]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("method", ["diffusion", "cgan", "raw"])
+def test_save_and_attach_from_a_folder(tmp_path: Any, case: Case, method: str) -> None:
+    """The two lines of the README; the fine-tuned head comes with the fusion."""
+    network = case.build()
+    handle = attach(network, case.make_fusion(method=method), case.adapter())
+    with torch.no_grad():
+        for parameter in handle.head.parameters():
+            parameter.add_(0.1)
+    expected = case.run(network)
+    handle.save_pretrained(tmp_path / "run")
+    for fusion in (tmp_path / "run", str(tmp_path / "run"), GenerativeFusion.from_pretrained(tmp_path / "run")):
+        other = case.build()
+        attach(other, fusion, case.adapter())
+        assert torch.equal(case.run(other), expected)
+    GenerativeFusion.from_pretrained(tmp_path / "run").save_pretrained(tmp_path / "again")  # unattached, head kept
+    other = case.build()
+    attach(other, tmp_path / "again", case.adapter())
+    assert torch.equal(case.run(other), expected)
+    assert not any("rgb" in key for key in handle.fusion.state_dict())
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_calibrated_attaching_starts_near_the_host(case: Case) -> None:
+    network = case.build()
+    fusion = GenerativeFusion(**case.fusion, residual="conv3x3")
+    generator = torch.Generator().manual_seed(0)
+    batches = [[torch.rand(4, 6, 4, 4, generator=generator), torch.rand(4, 6, 8, 8, generator=generator)]
+               for _ in range(6)]
+    expected = case.run(network)
+    uncalibrated = case.build()
+    attach(uncalibrated, GenerativeFusion(**case.fusion, residual="conv3x3"), case.adapter())
+    handle = attach(network, fusion, case.adapter(), calibrate=batches)
+    near, far = ((case.run(n) - expected).square().mean() for n in (network, uncalibrated))
+    assert near < 0.2 * far or near < 1e-6
+    assert 0 <= handle.calibrate([dict(zip(("template", "search"), images(), strict=True))]) < 1
+
+
+def test_the_object_that_holds_the_network() -> None:
+    class Tracker:
+        def __init__(self) -> None:
+            self.network = CONCAT.build()
+            self.name = "a tracker"
+
+    tracker = Tracker()
+    handle = attach(tracker, CONCAT.make_fusion(), CONCAT.adapter())
+    assert handle.network is tracker.network and Attachment.of(tracker).network is tracker.network
+
+
+def test_trainable_parameters(capsys: pytest.CaptureFixture[str]) -> None:
+    network = CONCAT.build()
+    handle = attach(network, CONCAT.make_fusion(method="cgan"), CONCAT.adapter())
+    trainable = sum(p.numel() for p in handle.parameters())
+    assert trainable == sum(p.numel() for module in (handle.fusion.network, handle.fusion.residual, handle.head)
+                            for p in module.parameters())
+    handle.print_trainable_parameters()
+    assert capsys.readouterr().out.startswith(f"trainable params: {trainable:,} || all params: ")
+    assert handle.head is not network.box_head and network.box_head.feat_sz == 8
+
+
+def test_mixed_dtypes_and_strides() -> None:
+    """A half-precision stream beside a float one, channels-last: the head gets one dtype, contiguous."""
+    network = CONCAT.build()
+    handle = attach(network, CONCAT.make_fusion(), CONCAT.adapter())
+    plugin = network.gmmt_fusion
+    template, search = images()
+    maps = [network.rgb(search[:, :3]).bfloat16(), network.tir(search[:, 3:]).to(memory_format=torch.channels_last)]
+    fused = plugin.fuse(maps, lambda: pytest.fail("the host's fusion is not needed"))
+    assert fused.dtype == torch.float32 and fused.is_contiguous()
+    assert handle.head(fused).isfinite().all()
+
+
+class NoHead(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fuse = nn.Identity()
+
+
+def closed() -> nn.Module:
+    network = CONCAT.build()
+    network.fuse.forward = lambda maps: maps[:, :8]
+    return network
+
+
+@pytest.mark.parametrize(("build", "fusion", "adapter", "error", "message"), [
+    (CONCAT.build, CONCAT.make_fusion, lambda: ModuleAdapter("fusion", "box_head"), ValueError,
+     "no submodule 'fusion' .it has rgb, tir, fuse, box_head"),
+    (CONCAT.build, CONCAT.make_fusion, lambda: ModuleAdapter("fuse", "heads.3"), ValueError, "no submodule 'heads.3'"),
+    (CONCAT.build, CONCAT.make_fusion, lambda: ModuleAdapter, TypeError, "expected 'auto' or an Adapter"),
+    (CONCAT.build, CONCAT.make_fusion, lambda: "tbsi", TypeError, "adapter='tbsi'"),
+    (CONCAT.build, CONCAT.make_fusion, lambda: "auto", ValueError, "no fusion point was found; looked for"),
+    (NoHead, CONCAT.make_fusion, CONCAT.adapter, ValueError, "no submodule 'box_head'"),
+    (closed, CONCAT.make_fusion, CONCAT.adapter, ValueError, "forward of its own on the instance"),
+    (lambda: nn.Sequential(CONCAT.build()), CONCAT.make_fusion, lambda: ModuleAdapter("0.fuse", "0.box_head"),
+     ValueError, "Sequential cannot hold the plugin"),
+    (lambda: nn.DataParallel(CONCAT.build()), CONCAT.make_fusion, CONCAT.adapter, ValueError, "wrapped in DataParallel"),
+    (CONCAT.build, lambda: "no/such/folder", CONCAT.adapter, OSError, "missing"),
+], ids=["no fusion", "no head", "class", "name", "unknown host", "other host", "closure", "sequential", "wrapped",
+        "no folder"])
+def test_bad_attaching_leaves_the_host_as_it_was(build: Any, fusion: Any, adapter: Any, error: Any, message: str) -> None:
+    network = build()
+    before = anatomy(network)
+    with pytest.raises(error, match=message):
+        attach(network, fusion(), adapter())
+    assert_same_anatomy(anatomy(network), before)
+
+
+def test_nothing_to_attach_to() -> None:
+    with pytest.raises(ValueError, match="is no nn.Module and holds none"):
+        attach(object(), CONCAT.make_fusion())
+    with pytest.raises(ValueError, match="nothing is attached"):
+        Attachment.of(CONCAT.build())
+
+
+def test_wrong_channels_are_named_and_detach_restores() -> None:
+    network = CONCAT.build()
+    expected = CONCAT.run(network)
+    handle = attach(network, CONCAT.make_fusion(channels=4), CONCAT.adapter())
+    with pytest.raises(ValueError, match=r"features\[0\] has shape \(2, 8, 8, 8\); expected \(B, 4, H, W\)"):
+        CONCAT.run(network)
+    handle.detach()
+    assert torch.equal(CONCAT.run(network), expected)
+
+    class Wide(type(CONCAT.adapter())):  # an adapter that knows its host's channels refuses before any forward
+        def channels(self, network: nn.Module) -> int:
+            return 16
+
+    with pytest.raises(ValueError, match="channels=8; this ConcatTracker fuses maps of 16 channels"):
+        attach(network, CONCAT.make_fusion(), Wide("fuse", "box_head"))
+
+
+def test_a_head_of_another_host_is_refused(tmp_path: Any) -> None:
+    attach(CASES[1].build(), CASES[1].make_fusion(modalities=2), CASES[1].adapter()).save_pretrained(tmp_path)
+    network = CONCAT.build()
+    with pytest.raises(OSError, match="head saved with the fusion does not fit BoxHead"):
+        attach(network, tmp_path, CONCAT.adapter())
+    assert not hasattr(network, "gmmt_fusion")
+
+
+def test_loading_host_weights_after_attaching_is_explained() -> None:
+    network = CONCAT.build()
+    handle = attach(network, CONCAT.make_fusion(), CONCAT.adapter())
+    with pytest.raises(ValueError, match=r"before attach\(\), or detach\(\) first"):
+        network.load_state_dict(CONCAT.build().state_dict())
+    network.load_state_dict(network.state_dict())
+    handle.detach()
+    network.load_state_dict(CONCAT.build().state_dict())
+
+
+@pytest.mark.parametrize("batches", [[], [[torch.rand(1, 6, 4, 4), torch.rand(1, 6, 8, 8) * torch.nan]], [object()]],
+                         ids=["none", "nan", "wrong type"])
+def test_failed_calibration_leaves_the_host_as_it_was(batches: Any) -> None:
+    network = CONCAT.build()
+    before = anatomy(network)
+    with pytest.raises((ValueError, TypeError)):
+        attach(network, CONCAT.make_fusion(), CONCAT.adapter(), calibrate=batches)
+    assert_same_anatomy(anatomy(network), before)
+
+
+def test_a_size_that_never_comes_is_an_error_in_training() -> None:
+    network = CONCAT.build()
+    attach(network, CONCAT.make_fusion(), ModuleAdapter("fuse", "box_head", size=31))
+    with pytest.raises(ValueError, match="no fused map was generated"):
+        CONCAT.train(network.train())
+
+
+def test_maps_that_are_no_maps_are_named() -> None:
+    class Extra(ConcatTracker):
+        def forward(self, template: Any, search: Any) -> Any:
+            return self.fuse(1, 2, 3)
+
+    network = seeded(Extra)()
+    attach(network, CONCAT.make_fusion(), CONCAT.adapter())
+    with pytest.raises(ValueError, match="called with 3 arguments; expected 2 maps"):
+        CONCAT.run(network)
+
+
+def test_adapter_base_class_needs_points() -> None:
+    with pytest.raises(TypeError, match="points"):
+        Adapter()  # type: ignore[abstract]
+
+
+def test_same_seed_same_boxes_and_no_warnings() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        outputs = []
+        for _ in range(2):
+            network = seeded(SumTracker)()
+            attach(network, CASES[3].make_fusion(), CASES[3].adapter())
+            outputs.append(scores(network))
+    assert torch.equal(*outputs)

@@ -1,0 +1,146 @@
+"""Hosts' checkpoints are read without their repository, and without running anything."""
+
+import collections
+import os
+import pickle
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gmmt_fusion.host_checkpoint import NotLoaded, load_host_checkpoint
+from torch import nn
+
+
+@pytest.fixture
+def host_classes(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """A module `lib.train.admin` with classes such as the OSTrack family saves; gone when the test asks."""
+    module = types.ModuleType("lib_of_a_host")
+    for name, bases in (("Settings", ()), ("AverageMeter", ()), ("EasyDict", (dict,))):
+        setattr(module, name, type(name, bases, {"__module__": module.__name__, "__qualname__": name}))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    return module
+
+
+def save_as_ostrack(path: Path, host: types.ModuleType, **options: Any) -> dict[str, Any]:
+    """What lib/train/trainers/base_trainer.py writes."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    optimizer = torch.optim.AdamW(network.parameters())
+    network(torch.rand(1, 3, 8, 8)).sum().backward()
+    optimizer.step()
+    settings, meter = host.Settings(), host.AverageMeter()
+    settings.env, settings.use_gpu = host.Settings(), True
+    meter.history = [0.5]
+    state = {"epoch": 60, "net_type": "ViPTrack", "net": network.state_dict(), "constructor": None,
+             "optimizer": optimizer.state_dict(), "settings": settings,
+             "stats": collections.OrderedDict(train=collections.OrderedDict({"Loss/total": meter}))}
+    torch.save(state, path, **options)
+    return state
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_checkpoint_of_the_ostrack_family(tmp_path: Path, host_classes: types.ModuleType, legacy: bool,
+                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "ViPTrack_ep0060.pth.tar"
+    saved = save_as_ostrack(path, host_classes, _use_new_zipfile_serialization=not legacy)
+    monkeypatch.delitem(sys.modules, host_classes.__name__)
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(path)
+    before = torch.serialization.get_safe_globals()
+    loaded = load_host_checkpoint(path)
+    assert torch.serialization.get_safe_globals() == before
+    assert loaded.keys() == saved.keys() and loaded["epoch"] == 60 and loaded["constructor"] is None
+    assert loaded["net"].keys() == saved["net"].keys()
+    assert all(torch.equal(loaded["net"][key], saved["net"][key]) for key in saved["net"])
+    assert loaded["optimizer"]["param_groups"] == saved["optimizer"]["param_groups"]
+    assert isinstance(loaded["settings"], NotLoaded) and not vars(loaded["settings"])
+    assert repr(loaded["stats"]["train"]["Loss/total"]) == "<lib_of_a_host.AverageMeter, not loaded>"
+    assert host_classes.__name__ not in sys.modules
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_numbers_of_numpy_become_pythons(tmp_path: Path, legacy: bool) -> None:
+    numbers = [np.float64(0.005), np.float32(0.5), np.int64(-3), np.uint8(200), np.bool_(True), np.float16(2)]
+    torch.save({"epoch": 3, "optimizer": {"param_groups": [{"lr": n} for n in numbers]}, "state_dict": {}},
+               tmp_path / "e.pth", _use_new_zipfile_serialization=not legacy)
+    groups = load_host_checkpoint(tmp_path / "e.pth")["optimizer"]["param_groups"]
+    assert [group["lr"] for group in groups] == [n.item() for n in numbers]
+    assert {type(group["lr"]) for group in groups} == {float, int, bool}
+
+
+def test_arrays_and_configs(tmp_path: Path, host_classes: types.ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    yacs = pytest.importorskip("yacs.config")
+    counts = collections.defaultdict(list)
+    counts["a"].append(1)
+    cfg = yacs.CfgNode({"TRAIN": {"EPOCH": 20}})
+    torch.save({"cfg": cfg, "counts": counts, "mean": np.zeros(3), "path": Path("x")}, tmp_path / "e.pth")
+    loaded = load_host_checkpoint(tmp_path / "e.pth")
+    assert loaded["cfg"] == {"TRAIN": {"EPOCH": 20}} and loaded["counts"] == {"a": [1]}
+    assert isinstance(loaded["mean"], NotLoaded) and isinstance(loaded["path"], NotLoaded)
+
+
+class Attack:
+    """Runs a function when a pickle of it is loaded."""
+
+    def __init__(self, function: Any, *args: Any) -> None:
+        self.call = function, args
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+class Later:
+    """Gives its state to a function when a pickle of it is loaded."""
+
+    def __reduce__(self) -> Any:
+        return collections.OrderedDict, (), {"__class__": Attack(os.system, "exit")}
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("name", ["system", "eval", "open", "import", "popen", "torch", "numpy", "state"])
+def test_nothing_is_run(tmp_path: Path, name: str, legacy: bool) -> None:
+    import builtins
+    import subprocess
+
+    mark = tmp_path / "mark"
+    code = f"open({str(mark)!r}, 'w').close()"
+    attack = {"system": Attack(os.system, f"touch {mark}"), "eval": Attack(eval, code),
+              "open": Attack(open, str(mark), "w"), "import": Attack(builtins.exec, code),
+              "popen": Attack(subprocess.Popen, ["touch", str(mark)]),
+              "torch": Attack(torch.save, {}, str(mark)),
+              "numpy": Attack(np.save, str(mark), 0), "state": Later()}[name]
+    path = tmp_path / "attack.pth"
+    torch.save({"net": {}, "evil": attack}, path, _use_new_zipfile_serialization=not legacy)
+    try:
+        assert not isinstance(load_host_checkpoint(path)["evil"], int)
+    except OSError as error:
+        assert "without running code" in str(error)  # noqa: PT017
+    assert os.listdir(tmp_path) == ["attack.pth"]
+
+
+def test_files_that_are_no_checkpoint(tmp_path: Path, host_classes: types.ModuleType) -> None:
+    with pytest.raises(OSError, match="none.pth is missing"):
+        load_host_checkpoint(tmp_path / "none.pth")
+    with pytest.raises(OSError, match="is missing"):
+        load_host_checkpoint(tmp_path)
+    for legacy in (False, True):
+        path = tmp_path / f"whole{legacy}.pth"
+        save_as_ostrack(path, host_classes, _use_new_zipfile_serialization=not legacy)
+        content = path.read_bytes()
+        for share in (0.1, 0.5, 0.95):
+            (tmp_path / "cut.pth").write_bytes(content[:int(share * len(content))])
+            with pytest.raises(OSError, match=r"cut\.pth is cut off, or no checkpoint"):
+                load_host_checkpoint(tmp_path / "cut.pth")
+    for content in (b"", b"not a checkpoint", b"\x80\x04", b"PK\x03\x04" + bytes(100), pickle.dumps([1, 2])):
+        (tmp_path / "foreign.pth").write_bytes(content)
+        with pytest.raises(OSError, match=r"foreign\.pth"):
+            load_host_checkpoint(tmp_path / "foreign.pth")
+    torch.save([torch.zeros(1)], tmp_path / "list.pth")
+    with pytest.raises(OSError, match="holds a list; expected a dict"):
+        load_host_checkpoint(tmp_path / "list.pth")
+    torch.jit.script(nn.Conv2d(1, 1, 1)).save(tmp_path / "script.pth")
+    with pytest.raises(OSError, match="torchscript"):
+        load_host_checkpoint(tmp_path / "script.pth")
