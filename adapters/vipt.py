@@ -12,9 +12,9 @@ class ViPTAdapter(Adapter):
     """The fusion is spread over prompt blocks; the generator taps the last and replaces what follows it.
 
     Every block of `backbone.prompt_blocks` is called twice a frame, with the template's maps and then the search
-    region's, (B, 2·C, H, W): the main stream (RGB) and the prompt stream. f_rgb and f_x are those of the last block for the
-    search region; the fused map is the input of `box_head`, (B, C, H, W). C = 768 and H = W = 16 as published, with the
-    template at 8×8.
+    region's, (B, 2·C, H, W): the main stream (RGB) and the prompt stream. Those of the last block for the search region
+    are f_rgb and f_x; the fused map is the input of `box_head`, (B, C, H, W). C = 768, H = W = 16 and a template of 8×8
+    as published.
 
     At inference the last transformer block is skipped, so that the host's output has `None` for its attention.
     """

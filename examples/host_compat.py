@@ -15,14 +15,15 @@ import sys
 import tempfile
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from embedded.sequences import Sequence, generate_sequence, read_sequence
-from gmmt_fusion import Attachment
 from torch import Tensor, nn
+
+from gmmt_fusion import Attachment
 
 PACKAGES = (
     "colorama",
@@ -117,31 +118,6 @@ def tracker_parameters(cfg: object, checkpoint: str | Path) -> types.SimpleNames
     )
 
 
-class Inert(dict):
-    """Stands for any object that a checkpoint holds beside its weights."""
-
-    def __new__(cls, *args: object, **kwargs: object) -> "Inert":
-        return dict.__new__(cls)
-
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        pass
-
-    def __setstate__(self, state: object) -> None:
-        pass
-
-
-@contextlib.contextmanager
-def readable(checkpoint: str | Path) -> Iterator[None]:
-    """Let `torch.load` read a checkpoint of the host's trainer, which holds the repository's own classes.
-
-    Since torch 2.6 it reads weights only, and refuses these. Here each becomes an inert object; none of their code runs.
-    """
-    names = torch.serialization.get_unsafe_globals_in_checkpoint(checkpoint)
-    inert = [(type(name.rpartition(".")[2], (Inert,), {}), name) for name in names]
-    with torch.serialization.safe_globals(inert):
-        yield
-
-
 def randomise(network: nn.Module) -> nn.Module:
     """The network with random weights under which its boxes move, for want of a checkpoint: always the same."""
     generator = torch.Generator().manual_seed(0)
@@ -160,10 +136,13 @@ def randomise(network: nn.Module) -> nn.Module:
 
 
 @contextlib.contextmanager
-def checkpoint_of(network: nn.Module) -> Iterator[Path]:
-    """A temporary checkpoint of a network in the hosts' format, as their trackers load nothing else."""
+def checkpoint_of(weights: Mapping[str, Tensor]) -> Iterator[Path]:
+    """A temporary checkpoint of nothing but weights, in the hosts' format.
+
+    Their trackers load a file, with `torch.load`; since torch 2.6 it refuses what their trainers save beside the weights.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        torch.save({"net": network.state_dict()}, Path(folder, "network.pth"))
+        torch.save({"net": dict(weights)}, Path(folder, "network.pth"))
         yield Path(folder, "network.pth")
 
 

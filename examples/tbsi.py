@@ -1,22 +1,24 @@
 """TBSI with a generative fusion: fine-tune it, and track with it, in an unedited checkout.
 
     git clone https://github.com/RyanHTR/TBSI
-    python examples/tbsi.py --checkout TBSI --checkpoint TBSITrack_ep0015.pth.tar --steps 1000 --save runs/tbsi-gmmt
-    python examples/tbsi.py --checkout TBSI --checkpoint TBSITrack_ep0015.pth.tar --fusion runs/tbsi-gmmt --sequence GTOT/car
+    python examples/tbsi.py --checkout TBSI --checkpoint TBSITrack_ep0015.pth.tar --steps 1000 --save runs/tbsi
+    python examples/tbsi.py --checkout TBSI --checkpoint TBSITrack_ep0015.pth.tar --fusion runs/tbsi --sequence GTOT/car
 
-In TBSI's own code the change is two lines: `from gmmt_fusion import attach`, and `attach(tracker, "runs/tbsi-gmmt")` after
-`tracker = self.create_tracker(params)` in lib/test/evaluation/tracker.py. Without a checkpoint the weights are random, and
-without a sequence it is a generated one: enough to see that all runs, not to see it track.
+In TBSI's own code the change is two lines: `from gmmt_fusion import attach`, and, after
+`tracker = self.create_tracker(params)` of lib/test/evaluation/tracker.py, `attach(tracker, "runs/tbsi")`. Without a
+checkpoint the weights are random, and without a sequence it is a generated one: enough to see that all runs, not to see
+it track.
 """
 
-import contextlib
 from types import SimpleNamespace
 
 import host_compat
 import torch
 from embedded.sequences import Sequence
-from gmmt_fusion import GenerativeFusion, attach
 from torch import Tensor, nn
+
+from gmmt_fusion import GenerativeFusion, attach
+from gmmt_fusion.host_checkpoint import load_host_checkpoint
 
 
 def configuration(checkout: str, name: str) -> object:
@@ -33,12 +35,14 @@ def build_network(cfg: object) -> nn.Module:
     return build_tbsi_track(cfg, training=False)
 
 
-def build_tracker(cfg: object, checkpoint: object) -> object:
-    """The host's own tracker. It builds its network and loads the checkpoint strictly: attach afterwards."""
+def build_tracker(cfg: object, checkpoint: object = None) -> object:
+    """The host's own tracker, from a checkpoint of its trainer, or of random weights: attach afterwards."""
     from lib.test.tracker.tbsi_track import TBSITrack
 
-    with host_compat.readable(checkpoint):
-        return TBSITrack(host_compat.tracker_parameters(cfg, checkpoint), dataset_name="lasher")
+    weights = (load_host_checkpoint(checkpoint)["net"] if checkpoint
+               else host_compat.randomise(build_network(cfg)).state_dict())
+    with host_compat.checkpoint_of(weights) as file:
+        return TBSITrack(host_compat.tracker_parameters(cfg, file), dataset_name="lasher")
 
 
 def build_actor(cfg: object, network: nn.Module, batch: int) -> object:
@@ -91,10 +95,7 @@ def main() -> None:
     options = host_compat.arguments(__doc__, "vitb_256_tbsi_32x4_4e4_lasher_15ep_in1k")
     host_compat.prepare(options.checkout)
     cfg = configuration(options.checkout, options.config)
-    with contextlib.ExitStack() as stack:
-        checkpoint = options.checkpoint or stack.enter_context(
-            host_compat.checkpoint_of(host_compat.randomise(build_network(cfg))))
-        tracker = build_tracker(cfg, checkpoint)
+    tracker = build_tracker(cfg, options.checkpoint)
     fusion = (GenerativeFusion.from_pretrained(options.fusion) if options.fusion
               else GenerativeFusion.preset("small", channels=768))
     if options.steps:

@@ -1,22 +1,23 @@
 """ViPT with a generative fusion: fine-tune it, and track with it, in an unedited checkout.
 
     git clone https://github.com/jiawen-zhu/ViPT
-    python examples/vipt.py --checkout ViPT --checkpoint ViPT_deep_rgbt.pth --steps 1000 --save runs/vipt-gmmt
-    python examples/vipt.py --checkout ViPT --checkpoint ViPT_deep_rgbt.pth --fusion runs/vipt-gmmt --sequence LasHeR/car
+    python examples/vipt.py --checkout ViPT --checkpoint ViPT_deep_rgbt.pth --steps 1000 --save runs/vipt
+    python examples/vipt.py --checkout ViPT --checkpoint ViPT_deep_rgbt.pth --fusion runs/vipt --sequence LasHeR/car
 
-In ViPT's own test scripts the change is two lines: `from gmmt_fusion import attach`, and `attach(mmtrack, "runs/vipt-gmmt")`
-after `mmtrack = ViPTTrack(params)` in RGBT_workspace/test_rgbt_mgpus.py. Without a checkpoint the weights are random, and
+In ViPT's own scripts the change is two lines: `from gmmt_fusion import attach`, and, after `mmtrack = ViPTTrack(params)`
+of RGBT_workspace/test_rgbt_mgpus.py, `attach(mmtrack, "runs/vipt")`. Without a checkpoint the weights are random, and
 without a sequence it is a generated one: enough to see that all runs, not to see it track.
 """
 
-import contextlib
 from types import SimpleNamespace
 
 import host_compat
 import torch
 from embedded.sequences import Sequence
-from gmmt_fusion import GenerativeFusion, attach
 from torch import Tensor, nn
+
+from gmmt_fusion import GenerativeFusion, attach
+from gmmt_fusion.host_checkpoint import load_host_checkpoint
 
 
 def configuration(checkout: str, name: str) -> object:
@@ -33,12 +34,14 @@ def build_network(cfg: object) -> nn.Module:
     return build_viptrack(cfg, training=False)
 
 
-def build_tracker(cfg: object, checkpoint: object) -> object:
-    """The host's own tracker. It builds its network and loads the checkpoint strictly: attach afterwards."""
+def build_tracker(cfg: object, checkpoint: object = None) -> object:
+    """The host's own tracker, from a checkpoint of its trainer, or of random weights: attach afterwards."""
     from lib.test.tracker.vipt import ViPTTrack
 
-    with host_compat.readable(checkpoint):
-        return ViPTTrack(host_compat.tracker_parameters(cfg, checkpoint))
+    weights = (load_host_checkpoint(checkpoint)["net"] if checkpoint
+               else host_compat.randomise(build_network(cfg)).state_dict())
+    with host_compat.checkpoint_of(weights) as file:
+        return ViPTTrack(host_compat.tracker_parameters(cfg, file))
 
 
 def build_actor(cfg: object, network: nn.Module, batch: int) -> object:
@@ -88,10 +91,7 @@ def main() -> None:
     options = host_compat.arguments(__doc__, "deep_rgbt")
     host_compat.prepare(options.checkout)
     cfg = configuration(options.checkout, options.config)
-    with contextlib.ExitStack() as stack:
-        checkpoint = options.checkpoint or stack.enter_context(
-            host_compat.checkpoint_of(host_compat.randomise(build_network(cfg))))
-        tracker = build_tracker(cfg, checkpoint)
+    tracker = build_tracker(cfg, options.checkpoint)
     fusion = (GenerativeFusion.from_pretrained(options.fusion) if options.fusion
               else GenerativeFusion.preset("small", channels=768))
     if options.steps:

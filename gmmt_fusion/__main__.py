@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import json
 import sys
@@ -10,7 +11,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from . import benchmarks
+from . import benchmarks, plots
 from .metrics import Scores, evaluate
 
 
@@ -117,20 +118,8 @@ def write_curves(scores: Mapping[str, Scores], folder: Path, name: str) -> list[
                     [tracker, key, f"{threshold:.6g}", f"{value:.6g}"]
                     for threshold, value in zip(curve.thresholds, curve.values, strict=True)
                 )
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return written
-    keys = list(next(iter(scores.values())).curves)
-    figure = Figure(figsize=(5 * len(keys), 4), layout="constrained")
-    for axes, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
-        for tracker, score in scores.items():
-            curve = score.curves[key]
-            axes.plot(curve.thresholds, curve.values, label=f"{tracker} {score.numbers[key]:.1f}")
-        axes.set(xlabel=curve.label, ylabel=f"{key} (%)", ylim=(0, 100))
-        axes.legend()
-    written.append(folder / f"{name}.png")
-    figure.savefig(written[-1], dpi=150)
+    with contextlib.suppress(ImportError):  # the numbers need no matplotlib
+        written.append(plots.curves(scores, folder / f"{name}.png"))
     return written
 
 

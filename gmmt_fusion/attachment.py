@@ -30,6 +30,7 @@ class Plugin(nn.Module):
         self.recorded: list[tuple[list[Tensor], Tensor]] | None = None
         self.memory: dict[str, Any] = {}
         self.generative_loss: Tensor | None = None
+        self.last_maps: tuple[list[Tensor], Tensor] | None = None  # for the discriminator's turn
         self.in_forward = False
         self.host_training: dict[str, bool] = {}
         self.host_requires_grad: dict[str, bool] = {}
@@ -59,14 +60,17 @@ class Plugin(nn.Module):
         if self.recorded is not None:
             self.recorded.append(([f.detach().clone() for f in features], target.detach().clone()))
             return target
-        output = self.fusion.loss([f.detach() for f in features], target.detach())
+        maps = [f.detach() for f in features], target.detach()
+        output = self.fusion.loss(*maps)
+        self.last_maps = maps if hasattr(self.fusion, "discriminator") else None
         earlier = self.generative_loss if self.in_forward else None  # of another level in the same forward
         self.generative_loss = output.loss if earlier is None else earlier + output.loss
         return output.fused.to(target.dtype).contiguous()
 
     def __getstate__(self) -> dict[str, Any]:
         # what belongs to one forward is not copied: a loss with a graph cannot be
-        return {**self.__dict__, "memory": {}, "generative_loss": None, "recorded": None, "in_forward": False}
+        return {**self.__dict__, "memory": {}, "generative_loss": None, "last_maps": None, "recorded": None,
+                "in_forward": False}
 
     def host_modules(self, network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         for name, module in network.named_modules():
@@ -89,6 +93,8 @@ class Plugin(nn.Module):
                 module.training = False
         for _, parameter in self.host_parameters(network):
             parameter.requires_grad_(False)
+        if self.training:  # hosts that filter names switch off whatever they do not know, also after the DDP wrap
+            self.requires_grad_(True)
 
     def thaw(self, network: nn.Module) -> None:
         for name, module in self.host_modules(network):
@@ -217,6 +223,16 @@ class Attachment:
         """Loss_gen of the last forward in training, with gradient."""
         return self._plugin.generative_loss
 
+    def discriminator_loss(self) -> Tensor:
+        """Loss_D of a CGAN on the maps of the last forward in training; ask for it after the generator's backward.
+
+        Raises:
+            ValueError: no forward in training yet, or the method is not "cgan".
+        """
+        if self._plugin.last_maps is None:
+            raise ValueError("there is nothing to discriminate: no forward in training with a fusion of method='cgan'")
+        return self.fusion.discriminator_loss(*self._plugin.last_maps)
+
     def parameters(self) -> Iterator[nn.Parameter]:
         """What fine-tuning trains: the fusion, without a CGAN's discriminator, and the new head."""
         yield from self.fusion.generator_parameters()
@@ -262,20 +278,14 @@ class Attachment:
         """`GenerativeFusion.calibrate` on what the host computes for a few batches of its own inputs.
 
         Args:
-            batches: each is called as network(**batch) for a dict, network(*batch) for a tuple or list, batch() for a
-                function, else network(batch).
+            batches: each as for `run_host`.
 
         Returns:
             The share of the variance of `fused` left unexplained.
         """
         with self.recorded() as pairs, torch.no_grad():
             for batch in batches:
-                if isinstance(batch, Mapping):
-                    self.network(**batch)
-                elif isinstance(batch, list | tuple):
-                    self.network(*batch)
-                else:
-                    batch() if callable(batch) else self.network(batch)
+                run_host(self.network, batch)
         return self.fusion.calibrate(pairs)
 
     def detach(self) -> None:
@@ -290,6 +300,15 @@ class Attachment:
                 for name in [name for name in vars(module) if name.startswith("_gmmt_")]:
                     del module.__dict__[name]
         del network._modules[PREFIX]
+
+
+def run_host(network: nn.Module, batch: Any) -> Any:
+    """network(**batch) for a dict, network(*batch) for a tuple or list, batch() for a function, else network(batch)."""
+    if isinstance(batch, Mapping):
+        return network(**batch)
+    if isinstance(batch, list | tuple):
+        return network(*batch)
+    return batch() if callable(batch) else network(batch)
 
 
 def attach(tracker: Any, fusion: GenerativeFusion | Any, adapter: Any = "auto",
