@@ -139,7 +139,7 @@ def randomise(network: nn.Module) -> nn.Module:
 def checkpoint_of(weights: Mapping[str, Tensor]) -> Iterator[Path]:
     """A temporary checkpoint of nothing but weights, in the hosts' format.
 
-    Their trackers load a file, with `torch.load`; since torch 2.6 it refuses what their trainers save beside the weights.
+    Their trackers load a file, with `torch.load`, which refuses what their trainers save beside the weights since 2.6.
     """
     with tempfile.TemporaryDirectory() as folder:
         torch.save({"net": dict(weights)}, Path(folder, "network.pth"))

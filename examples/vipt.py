@@ -4,9 +4,9 @@
     python examples/vipt.py --checkout ViPT --checkpoint ViPT_deep_rgbt.pth --steps 1000 --save runs/vipt
     python examples/vipt.py --checkout ViPT --checkpoint ViPT_deep_rgbt.pth --fusion runs/vipt --sequence LasHeR/car
 
-In ViPT's own scripts the change is two lines: `from gmmt_fusion import attach`, and, after `mmtrack = ViPTTrack(params)`
-of RGBT_workspace/test_rgbt_mgpus.py, `attach(mmtrack, "runs/vipt")`. Without a checkpoint the weights are random, and
-without a sequence it is a generated one: enough to see that all runs, not to see it track.
+In ViPT's own scripts the change is two lines: `from gmmt_fusion import attach`, and, after
+`mmtrack = ViPTTrack(params)` of RGBT_workspace/test_rgbt_mgpus.py, `attach(mmtrack, "runs/vipt")`. Without a checkpoint
+the weights are random, and without a sequence it is a generated one: enough to see that all runs, not to see it track.
 """
 
 from types import SimpleNamespace

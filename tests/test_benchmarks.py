@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_metrics import BOX, NAN, shifted, write
 
 from gmmt_fusion import benchmarks
 from gmmt_fusion.__main__ import main
@@ -63,12 +64,6 @@ def test_bad_files_are_named_with_their_line(tmp_path, text, options, message):
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         benchmarks.read_boxes(path, **options)
-
-
-def write(path, boxes):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savetxt(path, boxes, delimiter=",", fmt="%g")
-    return path.parent
 
 
 @pytest.mark.parametrize(

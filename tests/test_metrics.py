@@ -21,6 +21,12 @@ SHORT_TERM = {"gtot": ("PR", "SR"), "rgbt234": ("MPR", "MSR"), "lasher": ("PR", 
 NAN = [math.nan] * 4
 
 
+def write(path, boxes):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savetxt(path, boxes, delimiter=",", fmt="%g")
+    return path.parent
+
+
 def random_boxes(seed, length=40, spread=12.0):
     """(truth, infrared truth, results), a few of the results without a positive size."""
     generator = np.random.default_rng(seed)
