@@ -99,19 +99,21 @@ class Diffusion:
         alphas_cumprod = self.scheduler.alphas_cumprod.to(timesteps.device)[timesteps].float()[:, None, None, None]
         return alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()
 
-    def to_prediction(self, x_0: Tensor, x_t: Tensor, signal: Tensor, noise: Tensor) -> Tensor:
+    def to_prediction(self, x_0: Tensor, x_t: Tensor, timesteps: Tensor) -> Tensor:
         """What the network should give where the clean map is x_0, in the scheduler's prediction type."""
         kind = self.scheduler.config.prediction_type
         if kind == "sample":
             return x_0
+        signal, noise = self.signal_and_noise(timesteps)
         epsilon = (x_t - signal * x_0) / noise
         return epsilon if kind == "epsilon" else signal * epsilon - noise * x_0
 
-    def to_x_0(self, prediction: Tensor, x_t: Tensor, signal: Tensor, noise: Tensor) -> Tensor:
+    def to_x_0(self, prediction: Tensor, x_t: Tensor, timesteps: Tensor) -> Tensor:
         """The inverse of `to_prediction`."""
         kind = self.scheduler.config.prediction_type
         if kind == "sample":
             return prediction
+        signal, noise = self.signal_and_noise(timesteps)
         if kind == "epsilon":
             return (x_t - noise * prediction) / signal
         return signal * x_t - noise * prediction
@@ -122,7 +124,7 @@ class Diffusion:
         output = network([x_t, *features], timesteps).float()
         if isinstance(residual, int):
             return output
-        return output + self.to_prediction(residual, x_t, *self.signal_and_noise(timesteps))
+        return output + self.to_prediction(residual, x_t, timesteps)
 
     def sample(self, network: Network, features: list[Tensor], residual: Tensor | int, noise: Tensor | None,
                steps: int, generator: torch.Generator | None) -> list[Tensor]:
@@ -133,7 +135,7 @@ class Diffusion:
             # one DDIM step to ᾱ = 1 returns its x_0 whatever η is: the scheduler would be the identity
             last = x_t.new_full((batch,), scheduler.config.num_train_timesteps - 1, dtype=torch.long)
             prediction = self.predict(network, features, residual, x_t, last)
-            return [self.to_x_0(prediction, x_t, *self.signal_and_noise(last))]
+            return [self.to_x_0(prediction, x_t, last)]
         scheduler = type(scheduler).from_config(scheduler.config)  # its own state, so that samplings may interleave
         scheduler.set_timesteps(steps, device=x_t.device)
         generator = generator or torch.Generator().manual_seed(1)  # another seed than the starting noise's
@@ -144,7 +146,7 @@ class Diffusion:
         for t in scheduler.timesteps:
             scaled, timesteps = scheduler.scale_model_input(x_t, t), t.expand(batch).long()
             prediction = self.predict(network, features, residual, scaled, timesteps)
-            estimates.append(self.to_x_0(prediction, scaled, *self.signal_and_noise(timesteps)))
+            estimates.append(self.to_x_0(prediction, scaled, timesteps))
             x_t = scheduler.step(prediction, t, x_t, **options).prev_sample
         return [*estimates[:-1], x_t]
 
@@ -158,14 +160,15 @@ class Diffusion:
         signal, noise = self.signal_and_noise(timesteps)
         x_t = signal * x_0 + noise * standard_normal(x_0.shape, generator, x_0.device)
         prediction = self.predict(network, features, residual, x_t, timesteps)
-        error = (prediction - self.to_prediction(x_0, x_t, signal, noise)).square()
-        loss = (self.loss_weight(signal, noise) * error).mean()
-        return self.to_x_0(prediction, x_t, signal, noise), loss
+        error = (prediction - self.to_prediction(x_0, x_t, timesteps)).square()
+        loss = (self.loss_weight(timesteps) * error).mean()
+        return self.to_x_0(prediction, x_t, timesteps), loss
 
-    def loss_weight(self, signal: Tensor, noise: Tensor) -> Tensor:
-        """The weight of a squared error in prediction space that is `weighting` in x_0 space."""
+    def loss_weight(self, timesteps: Tensor) -> Tensor:
+        """The weight of a squared error in prediction space that is `weighting` in x_0 space, (B, 1, 1, 1)."""
+        signal, noise = self.signal_and_noise(timesteps)
         snr = (signal / noise).square()
-        # a unit of prediction error is this much squared error of x_0; `noise / snr` form avoids 0 · ∞ at t = T
+        # a unit of squared prediction error is this much squared error of x_0
         in_x_0 = {"sample": torch.ones_like(snr), "epsilon": 1 / snr, "v_prediction": noise.square()}
         weight = {"x_0": torch.ones_like(snr), "noise": snr, "min_snr": snr.clamp(max=5.0)}
         return weight[self.weighting] * in_x_0[self.scheduler.config.prediction_type]

@@ -40,18 +40,24 @@ def test_save_and_attach_from_a_folder(tmp_path: Any, case: Case, method: str) -
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_calibrated_attaching_starts_near_the_host(case: Case) -> None:
-    network = case.build()
-    fusion = GenerativeFusion(**case.fusion, residual="conv3x3")
-    generator = torch.Generator().manual_seed(0)
-    batches = [[torch.rand(4, 6, 4, 4, generator=generator), torch.rand(4, 6, 8, 8, generator=generator)]
-               for _ in range(6)]
-    expected = case.run(network)
-    uncalibrated = case.build()
-    attach(uncalibrated, GenerativeFusion(**case.fusion, residual="conv3x3"), case.adapter())
-    handle = attach(network, fusion, case.adapter(), calibrate=batches)
-    near, far = ((case.run(n) - expected).square().mean() for n in (network, uncalibrated))
-    assert near < 0.2 * far or near < 1e-6
-    assert 0 <= handle.calibrate([dict(zip(("template", "search"), images(), strict=True))]) < 1
+    host, far, near = case.build(), case.build(), case.build()
+    expected = case.run(host)
+    attach(far, GenerativeFusion(**case.fusion, residual="conv3x3"), case.adapter())
+    frame = [lambda: case.run(near)]
+    handle = attach(near, GenerativeFusion(**case.fusion, residual="conv3x3"), case.adapter(), calibrate=frame)
+    distances = [(case.run(network) - expected).square().mean() for network in (near, far)]
+    assert distances[0] < 0.2 * distances[1]
+    assert 0 <= handle.calibrate(frame) < 0.5
+
+
+def test_calibration_batches_of_every_kind() -> None:
+    template, search = images()
+    unexplained = []
+    for batch in ({"template": template, "search": search}, (template, search), [template, search]):
+        network = CONCAT.build()
+        handle = attach(network, GenerativeFusion(**CONCAT.fusion), CONCAT.adapter())
+        unexplained.append(handle.calibrate([batch, batch]))
+    assert len(set(unexplained)) == 1 and 0 < unexplained[0] < 1
 
 
 def test_the_object_that_holds_the_network() -> None:

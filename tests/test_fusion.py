@@ -127,14 +127,13 @@ def test_weighting_means_the_same_for_every_prediction_type(weighting: str, pred
     alpha = torch.from_numpy(cosine_alphas_cumprod())[t][:, None, None, None]
     signal, noise = method.signal_and_noise(t)
     x_t = signal * x_0 + noise
-    error = method.to_prediction(estimate, x_t, signal, noise) - method.to_prediction(x_0, x_t, signal, noise)
+    error = method.to_prediction(estimate, x_t, t) - method.to_prediction(x_0, x_t, t)
     snr = alpha / (1 - alpha)
     weight = {"x_0": torch.ones_like(snr), "noise": snr, "min_snr": snr.clamp(max=5)}[weighting]
     expected = weight * (x_0.double() - estimate.double()).square()
-    torch.testing.assert_close((method.loss_weight(signal, noise) * error.square()).double(), expected,
+    torch.testing.assert_close((method.loss_weight(t) * error.square()).double(), expected,
                                rtol=2e-2, atol=1e-6)
-    torch.testing.assert_close(method.to_x_0(method.to_prediction(estimate, x_t, signal, noise), x_t, signal, noise),
-                               estimate, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(method.to_x_0(method.to_prediction(estimate, x_t, t), x_t, t), estimate, rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize("kernel", ["conv1x1", "conv3x3"])
