@@ -197,17 +197,18 @@ def _adjust_layers(model: nn.Module, name: str) -> list[nn.Module]:
         if layers and all(isinstance(layer.downsample[-1], nn.BatchNorm2d) for layer in layers):
             return layers
         reason = f"a neck of class {type(model.neck).__name__}"
-    raise ValueError(f"{name} ({type(model).__name__}) has {reason}; expected a SiamBAN of one modality: backbone, head, "
-                     "and a neck of class AdjustLayer or AdjustAllLayer")
+    raise ValueError(f"{name} ({type(model).__name__}) has {reason}; expected a SiamBAN of one modality: backbone, "
+                     "head, and a neck of class AdjustLayer or AdjustAllLayer")
 
 
 def _check_head(head: nn.Module, levels: int) -> None:
     kind = type(head).__name__
     if kind in ("DepthwiseBAN", "UPChannelBAN"):
-        raise ValueError(f"the head {kind} gives distances that may be negative, and with them NaN boxes; put "
-                         "model.head = siamban.OneLevelHead(model.head) on a DepthwiseBAN before it is trained or loaded")
+        raise ValueError(f"the head {kind} gives distances that may be negative, and with them NaN boxes; set "
+                         "model.head = siamban.OneLevelHead(model.head), for a DepthwiseBAN, before it is trained or "
+                         "loaded")
     if kind == "MultiBAN" and levels == 1:
-        raise ValueError("the head MultiBAN does not work with one level; put model.head = "
+        raise ValueError("the head MultiBAN does not work with one level; set model.head = "
                          "siamban.OneLevelHead(model.head.box2) before it is trained or loaded")
 
 
@@ -216,4 +217,4 @@ def _without_lambdas(backbone: nn.Module) -> None:
     probe = object()
     for name, value in list(vars(backbone).items()):
         if isinstance(value, types.LambdaType) and name.startswith("layer") and value(probe) is probe:
-            setattr(backbone, name, nn.Identity())
+            setattr(backbone, name, nn.Identity().train(backbone.training))

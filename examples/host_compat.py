@@ -126,6 +126,8 @@ def randomise(network: nn.Module) -> nn.Module:
             if parameter.ndim > 1:
                 scale = 0.02 if "embed" in name else parameter[0].numel() ** -0.5
                 parameter.normal_(0, scale, generator=generator)
+            elif name.endswith("bias"):
+                parameter.zero_()
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.running_mean.normal_(0, 0.05, generator=generator)

@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stage", choices=("all", *MODALITIES, "fusion"), default="all")
     parser.add_argument("--pairs", type=int, default=14_400, help="training pairs of each modality")
-    parser.add_argument("--fusion-pairs", type=int, default=12_000)
+    parser.add_argument("--fusion-pairs", type=int, default=8_000)
     parser.add_argument("--sequences", type=int, default=300, help="sequences rendered for each stage")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)

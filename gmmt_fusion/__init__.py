@@ -1,5 +1,6 @@
 """Generative fusion for multi-modal trackers (GMMT, AAAI 2024): two lines in somebody else's tracker."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from .version import __version__
@@ -7,16 +8,16 @@ from .version import __version__
 if TYPE_CHECKING:
     from .attachment import Attachment, attach
     from .fusion import FusionOutput, GenerativeFusion
+    from .host_checkpoint import load_host_checkpoint
 
-__all__ = ["Attachment", "FusionOutput", "GenerativeFusion", "__version__", "attach"]
+__all__ = ["Attachment", "FusionOutput", "GenerativeFusion", "__version__", "attach", "load_host_checkpoint"]
+
+_HOMES = {"Attachment": "attachment", "attach": "attachment", "FusionOutput": "fusion", "GenerativeFusion": "fusion",
+          "load_host_checkpoint": "host_checkpoint"}
 
 
 def __getattr__(name: str) -> object:
     """Import a public name when it is first asked for, so that `import gmmt_fusion` costs next to nothing."""
-    if name not in __all__:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from . import attachment, fusion
-
-    value = getattr(attachment if name in ("attach", "Attachment") else fusion, name)
-    globals()[name] = value
-    return value
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

@@ -48,13 +48,7 @@ class Plugin(nn.Module):
         """The map that the head gets in place of the host's `fused` (B, C, H, W), contiguous, in a dtype it accepts."""
         self.memory.clear()
         if self.generating:
-            result = self.fusion(*features)
-            if isinstance(fused, Tensor):
-                result = result.to(fused.dtype)
-            elif not torch.is_autocast_enabled(result.device.type):
-                like = _first_parameter(self.head)
-                result = result if like is None else result.to(like.dtype)
-            return result.contiguous()  # hosts use .view, which a channels-last map does not survive
+            return self._for_head(self.fusion(*features), fused if isinstance(fused, Tensor) else None)
         with torch.no_grad():
             target = fused if isinstance(fused, Tensor) else fused()
         if self.recorded is not None:
@@ -65,7 +59,13 @@ class Plugin(nn.Module):
         self.last_maps = maps if hasattr(self.fusion, "discriminator") else None
         earlier = self.generative_loss if self.in_forward else None  # of another level in the same forward
         self.generative_loss = output.loss if earlier is None else earlier + output.loss
-        return output.fused.to(target.dtype).contiguous()
+        return self._for_head(output.fused, target)
+
+    def _for_head(self, result: Tensor, target: Tensor | None) -> Tensor:
+        like = None if torch.is_autocast_enabled(result.device.type) else _first_parameter(self.head)
+        like = target if like is None else like
+        result = result if like is None else result.to(like.dtype)
+        return result.contiguous()  # hosts use .view, which a channels-last map does not survive
 
     def __getstate__(self) -> dict[str, Any]:
         # what belongs to one forward is not copied: a loss with a graph cannot be

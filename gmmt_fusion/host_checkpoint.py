@@ -3,6 +3,7 @@
 import pickletools
 import struct
 import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,7 +57,7 @@ class Type(NotLoaded):
 
 
 class Number(NotLoaded):
-    """Stands for numpy's scalars: calling it gives a Python number, such as the learning rates in siamban's optimiser."""
+    """Stands for numpy's scalars: calling it gives a Python number, such as siamban's learning rates."""
 
     def __new__(cls, kind: Any = None, data: Any = None) -> Any:
         if isinstance(kind, Type) and kind.code in NUMBERS and isinstance(data, bytes):
@@ -122,4 +123,6 @@ def _legacy_names(path: Path) -> Iterator[str]:
         for _ in range(5):
             for opcode, argument, _ in pickletools.genops(file):
                 if opcode.name == "GLOBAL":
-                    yield argument.replace(" ", ".", 1)
+                    module, name = argument.split(" ", 1)
+                    module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+                    yield f"{module}.{name}"

@@ -1,4 +1,4 @@
-"""A tiny tracker with SiamBAN's contract: class names, `template`, `track`, `forward`, the crop in the neck, raw crops."""
+"""A tiny tracker with SiamBAN's contract: class names, `template`, `track`, `forward`, the crop in the neck."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ def layer(inputs: int, outputs: int) -> nn.Sequential:
 
 
 class Backbone(nn.Module):
-    """Crops (B, 3, H, W) to maps of stride 8, one for each layer in `used_layers`; a lambda where a layer is not used."""
+    """Crops (B, 3, H, W) to maps of stride 8, one for each of `used_layers`; a lambda where a layer is not used."""
 
     def __init__(self, used_layers: list[int]) -> None:
         super().__init__()

@@ -27,7 +27,8 @@ def build(channels: int = 8, seed: int = 0, **options: Any) -> GenerativeFusion:
     return fusion
 
 
-def maps(modalities: int = 2, shape: tuple[int, ...] = (2, 8, 8, 8), dtype: torch.dtype = torch.float32) -> list[Tensor]:
+def maps(modalities: int = 2, shape: tuple[int, ...] = (2, 8, 8, 8),
+         dtype: torch.dtype = torch.float32) -> list[Tensor]:
     generator = torch.Generator().manual_seed(5)
     return [(2 * torch.randn(shape, generator=generator) + 1).to(dtype) for _ in range(modalities)]
 
@@ -133,14 +134,15 @@ def test_weighting_means_the_same_for_every_prediction_type(weighting: str, pred
     expected = weight * (x_0.double() - estimate.double()).square()
     torch.testing.assert_close((method.loss_weight(t) * error.square()).double(), expected,
                                rtol=2e-2, atol=1e-6)
-    torch.testing.assert_close(method.to_x_0(method.to_prediction(estimate, x_t, t), x_t, t), estimate, rtol=1e-2, atol=1e-2)
+    there_and_back = method.to_x_0(method.to_prediction(estimate, x_t, t), x_t, t)
+    torch.testing.assert_close(there_and_back, estimate, rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize("kernel", ["conv1x1", "conv3x3"])
 @pytest.mark.parametrize("method", ["diffusion", "cgan", "raw"])
 @pytest.mark.parametrize("prediction_type", ["sample", "v_prediction"])
 def test_calibration_starts_at_the_host(kernel: str, method: str, prediction_type: str) -> None:
-    """A host whose fusion is linear is met exactly, whatever the scales of its channels; a dead channel does no harm."""
+    """A host whose fusion is linear is met exactly, whatever its channels' scales; a dead channel does no harm."""
     torch.manual_seed(1)
     size = int(kernel[4])
     host = nn.Conv2d(16, 8, size, padding=size // 2, padding_mode="zeros", bias=False)

@@ -194,7 +194,7 @@ def test_compile(case: Case) -> None:
     with handle.disabled():
         host = case.run(network)
     torch._dynamo.reset()
-    network.compile(backend="eager", fullgraph=True)
+    network.compile(backend="eager", fullgraph=case.fullgraph)
     torch.testing.assert_close(case.run(network), expected)
     with handle.disabled():  # what changes after the first compile is seen
         torch.testing.assert_close(case.run(network), host)

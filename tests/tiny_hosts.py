@@ -21,7 +21,8 @@ class BoxHead(nn.Sequential):
     feat_sz = 8
 
     def __init__(self) -> None:
-        super().__init__(nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1), nn.BatchNorm2d(CHANNELS), nn.Conv2d(CHANNELS, 4, 1))
+        super().__init__(nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1), nn.BatchNorm2d(CHANNELS),
+                         nn.Conv2d(CHANNELS, 4, 1))
 
     def cal_bbox(self, score: Tensor) -> Tensor:
         return score.amax((-1, -2)) * self.feat_sz
@@ -33,7 +34,8 @@ class ConcatTracker(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.rgb, self.tir = stream(), stream()
-        self.fuse = nn.Sequential(nn.Conv2d(2 * CHANNELS, CHANNELS, 3, padding=1), nn.BatchNorm2d(CHANNELS), nn.ReLU(True))
+        self.fuse = nn.Sequential(nn.Conv2d(2 * CHANNELS, CHANNELS, 3, padding=1), nn.BatchNorm2d(CHANNELS),
+                                  nn.ReLU(inplace=True))
         self.box_head = BoxHead()
 
     def forward(self, template: Tensor, search: Tensor) -> dict[str, Tensor]:

@@ -1,0 +1,1 @@
+"""Small parts that the examples share: generated RGB-T sequences and a small trained tracker."""

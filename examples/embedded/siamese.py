@@ -100,6 +100,7 @@ class BoxAdaptiveHead(nn.Module):
     def forward(self, z_features: Tensor, x_features: Tensor) -> tuple[Tensor, Tensor]:
         # Clamped, because the exponential of an untrained branch may overflow.
         loc = self.loc(z_features, x_features).clamp(-4, 3)
+        # Untrained, about half the side that a square target has in the search crop.
         return self.cls(z_features, x_features), 2.5 * STRIDE * torch.exp(loc)
 
 

@@ -4,7 +4,6 @@ import ast
 import copy
 import os
 import pickle
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
 from gmmt_fusion import Attachment, GenerativeFusion, attach
 from gmmt_fusion.adapters import siamban
 from gmmt_fusion.host_checkpoint import load_host_checkpoint
-from torch import Tensor, nn
 
 CHECKOUT = Path(os.environ.get("HOSTS", "")) / "siamban"
 pytestmark = pytest.mark.skipif("HOSTS" not in os.environ or not (CHECKOUT / "siamban").is_dir(),
@@ -46,6 +47,19 @@ def singles(host: None) -> Callable[[int, int], nn.Module]:
     return single
 
 
+@pytest.fixture(scope="module")
+def pairs(singles: Any) -> Callable[[int], nn.Module]:
+    """Fresh copies of a two-stream model of two different ones, by levels."""
+    made: dict[int, nn.Module] = {}
+
+    def pair(levels: int) -> nn.Module:
+        configure(levels)
+        if levels not in made:
+            made[levels] = settled(siamban.two_stream(singles(levels), singles(levels, 1)))
+        return copy.deepcopy(made[levels])
+    return pair
+
+
 def configure(levels: int) -> Any:
     from siamban.core.config import cfg
     from yacs.config import CfgNode
@@ -62,30 +76,38 @@ def configure(levels: int) -> Any:
 
 
 def build(levels: int, seed: int) -> nn.Module:
-    """Random weights, with BatchNorm statistics and distances of about those of a trained network."""
+    """Random weights, with distances of about those of a trained network."""
     from siamban.models.model_builder import ModelBuilder
 
     torch.manual_seed(seed)
     model = ModelBuilder()
     if levels == 1:
         model.head = siamban.OneLevelHead(model.head)
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.momentum = None
-    pair = batch(channels=3)
     with torch.no_grad():
-        model.train().template(pair["template"])
-        model.track(pair["search"])
         for name, parameter in model.head.named_parameters():
             if name.endswith("loc.head.3.bias"):
                 parameter.fill_(3.0)
+    return settled(model, channels=3)
+
+
+def settled(model: nn.Module, channels: int = 6) -> nn.Module:
+    """With the BatchNorm statistics of the video's own crops, in eval mode."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = None
+    video = torch.from_numpy(np.stack(frames(4))).permute(0, 3, 1, 2)[:, :channels].float().contiguous()
+    template, search = (F.interpolate(video[..., 110 - side:110 + side, 125 - side:125 + side], (size, size))
+                        for side, size in ((45, 127), (90, 255)))
+    with torch.no_grad():
+        model.train().template(template)
+        model.track(search)
     for norm in norms:
         norm.momentum = 0.1
     del model.zf
     return model.eval()
 
 
-def frames(count: int = 6) -> list[np.ndarray]:
+def frames(count: int = 3) -> list[np.ndarray]:
     """H×W×6 uint8, a bright square that moves over noise."""
     random = np.random.default_rng(0)
     background = random.integers(0, 120, (240, 320, 6)).astype(np.uint8)
@@ -104,7 +126,7 @@ def batch(size: int = 2, channels: int = 6) -> dict[str, Tensor]:
     from siamban.datasets.point_target import PointTarget
     from siamban.utils.bbox import Corner
 
-    np.random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
     generator = torch.Generator().manual_seed(0)
     labels = [PointTarget()(Corner(100, 95, 160, 150), cfg.TRAIN.OUTPUT_SIZE, False) for _ in range(size)]
     cls, loc = (torch.from_numpy(np.stack(values)) for values in zip(*labels, strict=True))
@@ -119,7 +141,10 @@ def boxes(model: nn.Module, video: list[np.ndarray]) -> np.ndarray:
 
     tracker = build_tracker(model)
     tracker.init(video[0], BOX)
-    return np.array([tracker.track(frame)["bbox"] for frame in video[1:]])
+    found = np.array([tracker.track(frame)["bbox"] for frame in video[1:]])
+    assert np.isfinite(found).all()
+    del model.zf  # with a graph where nothing is frozen: such a host cannot be copied
+    return found
 
 
 def optimiser(model: nn.Module) -> tuple[torch.optim.Optimizer, Any]:
@@ -153,7 +178,6 @@ def test_two_streams_track_as_one_where_both_see_the_same(singles: Any, levels: 
     single, video = singles(levels), [np.dstack([frame[..., :3]] * 2) for frame in frames()]
     model = siamban.two_stream(singles(levels))
     expected = boxes(single, [frame[..., :3].copy() for frame in video])
-    assert np.isfinite(expected).all()
     np.testing.assert_allclose(boxes(model, video), expected, atol=0.01)
     pair = batch()
     with torch.no_grad():
@@ -166,13 +190,13 @@ def test_two_streams_track_as_one_where_both_see_the_same(singles: Any, levels: 
 
 
 @each_variant
-def test_two_streams_copy_pickle_and_load_strictly(singles: Any, levels: int) -> None:
-    model = siamban.two_stream(singles(levels), singles(levels, 1))
-    expected = boxes(model, frames(3))
+def test_two_streams_copy_pickle_and_load_strictly(singles: Any, pairs: Any, levels: int) -> None:
+    model = pairs(levels)
+    expected = boxes(model, frames())
     fresh = siamban.two_stream(singles(levels, 2))
     fresh.load_state_dict(model.state_dict(), strict=True)
     for twin in (fresh, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert np.array_equal(boxes(twin, frames(3)), expected)
+        assert np.array_equal(boxes(twin, frames()), expected)
 
 
 @each_variant
@@ -222,20 +246,19 @@ def test_build_opt_lr_finds_both_streams(singles: Any, levels: int) -> None:
 
 
 @each_variant
-def test_attached_disabled_detached(singles: Any, levels: int) -> None:
-    model, video = siamban.two_stream(singles(levels), singles(levels, 1)), frames()
+def test_attached_disabled_detached(singles: Any, pairs: Any, levels: int) -> None:
+    model, video = pairs(levels), frames(6)
     expected = boxes(model, video)
-    del model.zf
     before, random_state = anatomy(model), torch.get_rng_state()
     handle = attach(model, plugin(levels))
     changed = boxes(model, video)
-    assert np.isfinite(changed).all() and np.abs(changed - expected).max() > 0.1
-    assert np.array_equal(boxes(model, video), changed)  # the same frames, the same boxes
+    assert np.abs(changed - expected).max() > 0.1
+    assert np.array_equal(boxes(model, video[:3]), changed[:2])  # the same frames, the same boxes
     with handle.disabled():
-        assert np.array_equal(boxes(model, video), expected)
+        assert np.array_equal(boxes(model, video[:3]), expected[:2])
     fresh = siamban.two_stream(singles(levels))
     fresh.load_state_dict(handle.host_state_dict(), strict=True)
-    assert np.array_equal(boxes(fresh, video), expected)
+    assert np.array_equal(boxes(fresh, video[:3]), expected[:2])
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert np.array_equal(boxes(twin, video[:3]), changed[:2])
         Attachment.of(twin).detach()
@@ -243,7 +266,6 @@ def test_attached_disabled_detached(singles: Any, levels: int) -> None:
     assert type(model).__name__ == "ModelBuilder"
     handle.detach()
     assert np.array_equal(boxes(model, video), expected)
-    del model.zf
     assert anatomy(model) == before
     assert torch.equal(torch.get_rng_state(), random_state)
 
@@ -254,28 +276,28 @@ def test_only_the_search_region_is_generated(singles: Any, levels: int) -> None:
     calls: list[torch.Size] = []
     handle = attach(model, plugin(levels))
     model.neck.fusion.levels[0].register_forward_hook(lambda module, args, output: calls.append(output.shape[-2:]))
-    boxes(model, frames(3))
+    boxes(model, frames())
     assert calls == [(7, 7)]
-    calls.clear()
     with torch.no_grad():
+        model.template(batch()["template"][:1])
+        calls.clear()
         model.track(255 * torch.rand(1, 6, 287, 287))  # another search region: 35×35 maps
     assert not calls
     with torch.no_grad():
         model.train()(batch())
     assert calls == [(7, 7), (31, 31)]
-    with handle.recorded() as pairs:
-        boxes(model.eval(), frames(3))
-    assert [fused.shape for _, fused in pairs] == [(1, 256 * levels, 31, 31)] * 2
+    with handle.recorded() as recorded:
+        boxes(model.eval(), frames())
+    assert [fused.shape for _, fused in recorded] == [(1, 256 * levels, 31, 31)] * 2
 
 
 @each_variant
-def test_fine_tuning_trains_the_plugin_alone(singles: Any, levels: int, tmp_path: Path) -> None:
-    model, video = siamban.two_stream(singles(levels), singles(levels, 1)), frames(4)
+def test_fine_tuning_trains_the_plugin_alone(pairs: Any, levels: int, tmp_path: Path) -> None:
+    model, video = pairs(levels), frames()
     handle = attach(model, plugin(levels, perturbed=False), calibrate=[(batch(),)])
     host = {name: value.clone() for name, value in handle.host_state_dict().items()}
     start = boxes(model, video)
     optimiser_for(levels, model.train())  # sets requires_grad and .train() on parts of the host
-    model.neck.train()
     optimizer = torch.optim.SGD(handle.parameters(), lr=0.005, momentum=0.9, weight_decay=1e-4)
     for _ in range(2):
         assert step(model, optimizer, batch()) == {"total_loss", "cls_loss", "loc_loss", "generative_loss"}
@@ -290,8 +312,8 @@ def test_fine_tuning_trains_the_plugin_alone(singles: Any, levels: int, tmp_path
 
 
 @each_variant
-def test_compiled(singles: Any, levels: int) -> None:
-    model = siamban.two_stream(singles(levels), singles(levels, 1))
+def test_compiled(pairs: Any, levels: int) -> None:
+    model = pairs(levels)
     handle = attach(model, plugin(levels))
     pair = batch()
     torch._dynamo.reset()

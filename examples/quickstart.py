@@ -1,0 +1,169 @@
+"""A pretrained RGB-T tracker before and after: its fusion replaced in two lines, fine-tuned, and measured.
+
+    python examples/quickstart.py                              generated sequences, at most five minutes on two cores
+    python examples/quickstart.py --data DIR                   your own sequences, in LasHeR's or GTOT's folder layout
+
+The tracker comes with this repository; the fine-tuning pairs are generated, from other seeds than the test sequences.
+Writes into --out: table.md, results.json, the fused checkpoint `fusion/`, result files, and pictures.
+"""
+
+import argparse
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange
+from embedded.sequences import TEST_SEEDS, TRAIN_SEEDS, Sequence, generate_sequence, read_sequences
+from embedded.siamese import SEARCH_MAP, SiameseTracker, load_tracker
+from embedded.tracking import Tracker, run
+from embedded.training import PairDataset
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from gmmt_fusion import Attachment, GenerativeFusion, attach, plots
+from gmmt_fusion.adapters import ModuleAdapter
+from gmmt_fusion.files import write_atomically
+from gmmt_fusion.metrics import Scores, evaluate
+from gmmt_fusion.training import fine_tune
+
+BASE, GMMT = "base", "+GMMT"
+
+
+def main() -> int:
+    options = parse()
+    torch.manual_seed(options.seed)
+    started = time.monotonic()
+    sequences = load_sequences(options)
+    tracker = load_tracker()
+    boxes, rates = {}, {}
+    boxes[BASE], rates[BASE] = track_all(tracker, sequences, BASE)
+
+    pairs = DataLoader(PairDataset(TRAIN_SEEDS, sequences=100, length=16 * options.steps, seed=options.seed), 16)
+    calibration = DataLoader(PairDataset(TRAIN_SEEDS, sequences=20, length=128, seed=options.seed + 1), 16)
+    fusion = GenerativeFusion(64, size=SEARCH_MAP, method=options.method, network=options.network)
+    adapter = ModuleAdapter(fusion="fusion", head="head", size=SEARCH_MAP)
+    handle = attach(tracker, fusion, adapter, calibrate=[(batch,) for batch in calibration])
+    handle.print_trainable_parameters()
+    fine_tune(handle, pairs, lambda network, batch: network(batch)["total_loss"], training_folder(options),
+              epochs=1, seed=options.seed)
+    handle.save_pretrained(options.out / "fusion")
+    boxes[GMMT], rates[GMMT] = track_all(tracker, sequences, GMMT)
+
+    scores = {name: score(found, sequences) for name, found in boxes.items()}
+    table = markdown(scores, rates, handle)
+    print(f"\n{table}\n")
+    write(options, scores, boxes, table, rates)
+    pictures(options.out, sequences, boxes, scores, handle)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+    print(f"{time.monotonic() - started:.0f} s, peak memory {peak:.1f} GB; look into {options.out}")
+    return 0
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="folder (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of training (default: %(default)s)")
+    parser.add_argument("--method", choices=("diffusion", "cgan", "raw"), default="diffusion")
+    parser.add_argument("--network", choices=("uvit", "unet"), default="uvit")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="folder of sequences to test on")
+    parser.add_argument("--sequences", type=int, default=24, help="generated test sequences (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=300, help="of fine-tuning (default: %(default)s)")
+    options = parser.parse_args()
+    if options.sequences < 1 or options.steps < 1:
+        parser.error(f"--sequences {options.sequences} --steps {options.steps}: expected at least 1 of each")
+    return options
+
+
+def training_folder(options: argparse.Namespace) -> Path:
+    """Where the fine-tuning of these options is, so that it goes on after an interruption, and no other does."""
+    return options.out / f"training-{options.method}-{options.network}-{options.steps}-seed{options.seed}"
+
+
+def load_sequences(options: argparse.Namespace) -> list[Sequence]:
+    if options.data:
+        return read_sequences(options.data)
+    seeds = TEST_SEEDS[:options.sequences]
+    return [generate_sequence(seed) for seed in tqdm(seeds, desc="generate test sequences", unit="sequence")]
+
+
+def track_all(tracker: SiameseTracker, sequences: list[Sequence], name: str) -> tuple[dict[str, np.ndarray], float]:
+    """Boxes (N, 4) of every sequence, and frames a second."""
+    boxes, seconds = {}, 0.0
+    with tqdm(total=sum(map(len, sequences)), desc=f"track {name}", unit="frame") as bar:
+        for sequence in sequences:
+            begun = time.perf_counter()
+            boxes[sequence.name] = run(tracker, sequence, lambda *_: bar.update())
+            seconds += time.perf_counter() - begun
+    return boxes, sum(map(len, sequences)) / seconds
+
+
+def score(boxes: dict[str, np.ndarray], sequences: list[Sequence]) -> Scores:
+    attributes = {sequence.name: sequence.attributes for sequence in sequences if sequence.attributes}
+    return evaluate(boxes, {sequence.name: sequence.boxes_visible for sequence in sequences}, "lasher",
+                    attributes=attributes or None)
+
+
+def markdown(scores: dict[str, Scores], rates: dict[str, float], handle: Attachment) -> str:
+    trainable = {BASE: "", GMMT: f"{sum(p.numel() for p in handle.parameters()):,}"}
+    lines = ["| tracker | PR | NPR | SR | frames/s | trainable parameters |", "|---|---|---|---|---|---|"]
+    lines += [f"| {name} | {s.PR:.1f} | {s.NPR:.1f} | {s.SR:.1f} | {rates[name]:.0f} | {trainable[name]} |"
+              for name, s in scores.items()]
+    return "\n".join(lines)
+
+
+def write(options: argparse.Namespace, scores: dict[str, Scores], boxes: dict[str, dict[str, np.ndarray]], table: str,
+          rates: dict[str, float]) -> None:
+    report = {"seed": options.seed, "method": options.method, "network": options.network, "steps": options.steps,
+              "data": str(options.data or f"{options.sequences} generated sequences"), "frames_per_second": rates,
+              "scores": {name: s.to_dict() for name, s in scores.items()}}
+    write_atomically(options.out / "results.json", lambda path: path.write_text(json.dumps(report, indent=1) + "\n"))
+    write_atomically(options.out / "table.md", lambda path: path.write_text(table + "\n"))
+    for name, found in boxes.items():
+        folder = options.out / "boxes" / name.strip("+")
+        folder.mkdir(parents=True, exist_ok=True)
+        for sequence, track in found.items():
+            write_atomically(folder / f"{sequence}.txt", lambda path, track=track: np.savetxt(
+                path, track, fmt="%.2f", delimiter=","))
+
+
+def pictures(out: Path, sequences: list[Sequence], boxes: dict[str, dict[str, np.ndarray]], scores: dict[str, Scores],
+             handle: Attachment) -> None:
+    """Curves; and of the sequences that changed most, for the better and the worse, frames and feature maps."""
+    plots.curves(scores, out / "curves.png")
+    gain = {s.name: scores[GMMT].sequences[s.name]["SR"] - scores[BASE].sequences[s.name]["SR"] for s in sequences}
+    ranked = sorted(sequences, key=lambda s: gain[s.name], reverse=True)
+    for rank, sequence in (("best", ranked[0]), ("worst", ranked[-1])):
+        title = f"{sequence.name}: SR {gain[sequence.name]:+.1f}   {' '.join(sequence.attributes)}"
+        plots.tracked_frames(sequence.visible, sequence.infrared, {name: b[sequence.name] for name, b in boxes.items()},
+                             out / f"frames_{rank}.png", truth=sequence.boxes_visible, title=title)
+        feature_maps(handle, sequence, out / f"features_{rank}.png", title)
+
+
+def feature_maps(handle: Attachment, sequence: Sequence, path: Path, title: str) -> None:
+    """One search patch around the true place: its modality maps, the host's fused map and the generated one."""
+    middle = len(sequence) // 2
+    tracker = Tracker(handle.network)
+    with torch.inference_mode(), handle.recorded() as maps:
+        tracker.init(sequence.visible[0], sequence.infrared[0], sequence.boxes_visible[0])
+        x, y, w, h = sequence.boxes_visible[middle - 1]
+        tracker.centre, tracker.size = np.array([x + w / 2, y + h / 2]), np.array([w, h])
+        patch = tracker.patch(sequence.visible[middle], sequence.infrared[middle])
+        handle.network.track(patch)
+    (rgb, tir), fused = maps[0][:2]
+    visible, infrared = rearrange(patch.byte(), "1 (m c) h w -> m h w c", m=2).numpy()
+    plots.feature_maps({"visible": visible, "infrared": infrared},
+                       {"f_rgb": rgb[0], "f_tir": tir[0], "fused (host)": fused[0],
+                        "fused* (generated)": handle.fusion(rgb, tir)[0]}, path, title)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("\ninterrupted; nothing half-written is left, and the same command goes on with the fine-tuning")
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,118 @@
+"""What makes a run repeatable: random states that can be stored, and loaders whose batches depend on their place alone.
+
+Neither workers nor processes nor an interruption change what is loaded.
+"""
+
+import contextlib
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
+
+
+def random_state(device: torch.device, generator: torch.Generator) -> dict[str, Any]:
+    """Python's, NumPy's and PyTorch's random state and a generator's, as JSON."""
+    name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 (users' augmentations draw from it)
+    tensors = {"torch": torch.get_rng_state(), "generator": generator.get_state()}
+    if device.type == "cuda":
+        tensors["cuda"] = torch.cuda.get_rng_state(device)
+    return {"python": random.getstate(), "numpy": [name, np.asarray(keys).tolist(), *rest],
+            **{name: tensor.tolist() for name, tensor in tensors.items()}}
+
+
+def set_random_state(state: Mapping[str, Any], device: torch.device, generator: torch.Generator) -> None:
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002
+    torch.set_rng_state(_bytes(state["torch"]))
+    generator.set_state(_bytes(state["generator"]))
+    if "cuda" in state and device.type == "cuda":
+        torch.cuda.set_rng_state(_bytes(state["cuda"]), device)
+
+
+def _bytes(numbers: Iterable[int]) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.uint8)
+
+
+@contextlib.contextmanager
+def seeded(*numbers: int) -> Iterator[None]:
+    """Python's, NumPy's and PyTorch's random numbers on the CPU from these seeds for a while, then as they were."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])  # noqa: NPY002
+        torch.set_rng_state(before[2])
+
+
+class _Repeatable(Dataset):
+    """A dataset indexed by (epoch, place in the epoch, index), the augmentation drawn from the first two."""
+
+    def __init__(self, dataset: Any, seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
+
+    def __getitem__(self, key: tuple[int, int, Any]) -> Any:
+        epoch, place, index = key
+        with seeded(self.seed, epoch, place):
+            return self.dataset[index]
+
+
+class RepeatableLoader:
+    """One process's share of a loader's batches; whatever its sampler, augmentation, collation and workers are.
+
+    Batch i of an epoch goes to process i mod `processes`; where they do not come out even, the first batches are taken
+    again.
+
+    Raises:
+        TypeError, ValueError: no DataLoader over a dataset with indexes, one that is empty, or shared out already.
+    """
+
+    def __init__(self, loader: Any, seed: int, process: int = 0, processes: int = 1) -> None:
+        sampler: Any = getattr(loader, "batch_sampler", None)
+        if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset) or sampler is None:
+            raise TypeError(f"loader is a {type(loader).__name__}; expected a torch DataLoader with a batch size, "
+                            "over a dataset with __getitem__, which can be resumed in the middle of an epoch")
+        if isinstance(loader.sampler, DistributedSampler):
+            raise ValueError("the loader has a DistributedSampler; build it without: its batches are shared out here")
+        self.batches = len(sampler)
+        if self.batches == 0:
+            raise ValueError(f"the loader is empty: batch_size={loader.batch_size}, drop_last={loader.drop_last}; "
+                             "expected one batch at least")
+        self._sampler, self._generator, self._seed = sampler, loader.generator, seed
+        self._process, self._processes, self._epoch, self._first = process, processes, 0, 0
+        same = ("num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context",
+                "prefetch_factor", "persistent_workers")
+        # a generator of its own, as the workers' seeds would be drawn from the global one
+        self._loader: DataLoader = DataLoader(_Repeatable(loader.dataset, seed), batch_sampler=self,
+                                              generator=torch.Generator(),
+                                              **{name: getattr(loader, name) for name in same})
+
+    def __len__(self) -> int:
+        """Batches of an epoch for one process."""
+        return -(-self.batches // self._processes)
+
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[Any]:
+        """This process's batches of an epoch, from the one with number `first` on."""
+        self._epoch, self._first = epoch, first
+        return iter(self._loader)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int, Any]]]:
+        """As the batch sampler of the loader inside: the keys of those batches."""
+        with seeded(self._seed, self._epoch):
+            if isinstance(self._generator, torch.Generator):
+                self._generator.manual_seed(torch.default_generator.initial_seed())
+            batches = [list(batch) for batch in self._sampler]
+        places = iter(range(sum(map(len, batches))))
+        keys = [[(self._epoch, next(places), index) for index in batch] for batch in batches]
+        mine = [keys[i % len(keys)] for i in range(self._process, len(self) * self._processes, self._processes)]
+        return iter(mine[self._first:])

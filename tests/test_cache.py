@@ -1,0 +1,247 @@
+"""Features computed once: the same training without the host, and a cache that is never mistaken for another."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cases import CASES, Case
+from tiny_hosts import BoxHead, ConcatTracker
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset
+from training_data import Loss, assert_same, attached, labels, weights
+
+from gmmt_fusion import Attachment, attach
+from gmmt_fusion.adapters import ModuleAdapter
+from gmmt_fusion.cache import CachedFeatures, cache_features
+from gmmt_fusion.training import fine_tune, paper_optimizer
+
+CONCAT = CASES[0]
+each_host = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+QUIET = {"progress": False}
+
+
+def cached(case: Case, folder: Path, attachment: Any = None, loader: Any = None, **options: Any) -> CachedFeatures:
+    defaults = {"forward": lambda network, _: case.train(network), "targets": lambda batch: {"label": batch["label"]}}
+    return cache_features(attachment or attached(case), labels() if loader is None else loader, folder,
+                          **{**QUIET, **defaults, **options})
+
+
+@each_host
+def test_training_from_the_cache_is_training_through_the_host(case: Case, tmp_path: Path) -> None:
+    through, from_cache = attached(case), attached(case)
+    calls: list[int] = []
+    options: dict[str, Any] = {"epochs": 2, "optimizer": paper_optimizer, **QUIET}
+    before = weights(through)
+    fine_tune(through, labels(), Loss(case), tmp_path / "through", **options)
+    cache = cached(case, tmp_path / "cache", from_cache, shard_size=4)
+    from_cache.network.register_forward_pre_hook(lambda *_: calls.append(1))
+    fine_tune(from_cache, DataLoader(cache, 2), Loss(case), tmp_path / "from cache", **options)
+    after = weights(through)
+    torch.testing.assert_close(after, weights(from_cache), rtol=1e-4, atol=1e-5)  # sums of other memory formats
+    assert any((after[name] - before[name]).abs().max() > 1e-3 for name in before if before[name].is_floating_point())
+    assert not calls  # the host was not needed
+    assert len(cache) == 8 and len(list((tmp_path / "cache").glob("shard-*"))) == 2
+
+
+class Images(Dataset):
+    """Template, search and label of a sample, the search with noise on it."""
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        search = torch.full((6, 8, 8), index / 6) + 0.1 * torch.rand(6, 8, 8)
+        return {"template": torch.zeros(6, 4, 4), "search": search, "label": torch.tensor(index)}
+
+
+def image_cache(folder: Path, network: nn.Module | None = None, workers: int = 0, **options: Any) -> CachedFeatures:
+    handle = attach(network or CONCAT.build(), CONCAT.make_fusion(), CONCAT.adapter())
+    return cache_features(handle, DataLoader(Images(), 2, num_workers=workers), folder, shard_size=2,
+                          forward=lambda network, batch: network(batch["template"], batch["search"]),
+                          targets=lambda batch: {"label": batch["label"]}, **{**QUIET, **options})
+
+
+def test_passes_differ_and_do_not_depend_on_workers(tmp_path: Path) -> None:
+    state = torch.get_rng_state()
+    one, other = image_cache(tmp_path / "one", passes=2), image_cache(tmp_path / "other", passes=2, workers=2)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert len(one) == 12 and [int(one[i]["label"]) for i in range(12)] == 2 * list(range(6))
+    assert not torch.equal(one[0]["fused"], one[6]["fused"])  # another augmentation of the same sample
+    for i in range(12):
+        assert_same(one[i], other[i])
+    one.verify()
+
+
+def test_dtype_on_disk(tmp_path: Path) -> None:
+    full, half = image_cache(tmp_path / "full"), image_cache(tmp_path / "half", dtype="float16")
+    assert half[0]["fused"].dtype == torch.float16 and half[0]["label"].dtype == torch.int64
+    torch.testing.assert_close(half[3]["fused"].float(), full[3]["fused"], rtol=1e-3, atol=1e-3)
+    assert half.bytes_per_sample < 0.7 * full.bytes_per_sample
+    network = half.network(attach(CONCAT.build(), CONCAT.make_fusion(), CONCAT.adapter())).train()
+    assert network(next(iter(DataLoader(half, 2)))).dtype == torch.float32  # the head gets what the host gave it
+
+
+def test_an_interrupted_cache_goes_on(tmp_path: Path, monkeypatch: Any) -> None:
+    expected = image_cache(tmp_path / "whole", passes=2)
+    seen: list[int] = []
+    plain = Images.__getitem__
+
+    def until(limit: int) -> Any:
+        def get(self: Images, index: int) -> dict[str, Tensor]:
+            seen.append(index)
+            if len(seen) > limit:
+                raise KeyboardInterrupt
+            return plain(self, index)
+        return get
+
+    monkeypatch.setattr(Images, "__getitem__", until(9))
+    with pytest.raises(KeyboardInterrupt):
+        image_cache(tmp_path / "parts", passes=2)
+    with pytest.raises(ValueError, match=r"not complete \(4 of 6 batches\); call cache_features again"):
+        CachedFeatures(tmp_path / "parts")
+    seen.clear()
+    monkeypatch.setattr(Images, "__getitem__", until(100))
+    parts = image_cache(tmp_path / "parts", passes=2)
+    assert seen == [2, 3, 4, 5]  # what is there was not loaded again
+    for i in range(12):
+        assert_same(expected[i], parts[i])
+
+
+def test_several_levels(tmp_path: Path) -> None:
+    """A head that gets the fused map in parts, as SiamBAN's, beside a map of its own."""
+
+    class Levels(ConcatTracker):
+        def __init__(self) -> None:
+            super().__init__()
+            self.box_head = LevelsHead()
+
+        def forward(self, template: Tensor, search: Tensor) -> dict[str, Tensor]:
+            maps = torch.cat([self.rgb(search[:, :3]), self.tir(search[:, 3:])], dim=1)
+            own = template.mean((-1, -2))
+            return {"scores": self.box_head([own, own + 1], list(self.fuse(maps).split(4, dim=1)), gain=2)}
+
+    class LevelsHead(BoxHead):
+        def forward(self, own: list[Tensor], levels: list[Tensor], gain: int) -> Tensor:
+            return gain * super().forward(torch.cat(levels[::-1], dim=1)) + own[1].mean()
+
+    torch.manual_seed(0)
+    network = Levels().eval()
+    cache = image_cache(tmp_path, network)
+    assert set(cache[0]) == {"feature_0", "feature_1", "fused", "head_0", "head_1", "label"}
+    batch = next(iter(DataLoader(cache, 2)))
+    handle = Attachment.of(network)
+    network.train()
+    with torch.no_grad():
+        handle.fusion.manual_seed(0)
+        out = cache.network(handle)(batch)
+        handle.fusion.manual_seed(0)
+        fused = handle.fusion.loss([batch["feature_0"], batch["feature_1"]], batch["fused"]).fused
+        own, levels = [batch["head_0"], batch["head_1"]], list(fused.split(4, dim=1))
+        torch.testing.assert_close(out, handle.head(own, levels, gain=2))
+
+
+def spoil(folder: Path, how: str) -> None:
+    shard, manifest = folder / "shard-00001.safetensors", folder / "manifest.json"
+    if how == "cut off":
+        shard.write_bytes(shard.read_bytes()[:-7])
+    elif how == "missing":
+        shard.unlink()
+    elif how == "manifest":
+        manifest.write_text(manifest.read_text()[:40])
+    else:
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(("how", "message"), [
+    ("cut off", r"shard-00001.safetensors has \d+ bytes; expected \d+ bytes. Delete the folder"),
+    ("missing", "shard-00001.safetensors is missing; expected"),
+    ("manifest", "is not the manifest of a cache"),
+    ("folder", "manifest.json is missing; expected a folder written by cache_features")])
+def test_a_damaged_cache_is_refused(tmp_path: Path, how: str, message: str) -> None:
+    image_cache(tmp_path / "cache")
+    spoil(tmp_path / "cache", how)
+    with pytest.raises(OSError, match=message):
+        CachedFeatures(tmp_path / "cache")
+
+
+def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
+    cache = image_cache(tmp_path)
+    shard = tmp_path / "shard-00000.safetensors"
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(OSError, match="has changed since it was written"):
+        cache.verify()
+
+
+def other_weights(case: Case) -> Any:
+    handle = attached(case)
+    next(p for name, p in handle.network.named_parameters() if "gmmt" not in name).data.add_(1)
+    return handle
+
+
+@pytest.mark.parametrize(("other", "message"), [
+    (lambda: other_weights(CONCAT), r"host_weights is \w+ there and \w+ here"),
+    (lambda: attached(CASES[3]), "host is 'ConcatTracker' there and 'SumTracker' here"),
+    (lambda: attach(CONCAT.build(), CONCAT.make_fusion(), ModuleAdapter("fuse", "box_head", size=8)),
+     r"adapter.fuse.options.size is None there and \[8, 8\] here")])
+def test_the_cache_of_another_host_is_refused(tmp_path: Path, other: Any, message: str) -> None:
+    cache, handle = cached(CONCAT, tmp_path / "cache"), other()
+    before = weights(handle)
+    for loader in (DataLoader(cache, 2), DataLoader(Subset(cache, [0, 1]), 2)):
+        with pytest.raises(ValueError, match=message):
+            fine_tune(handle, loader, Loss(CONCAT), tmp_path / "run", epochs=1, **QUIET)
+    with pytest.raises(ValueError, match=f"holds another cache: .*{message}"):
+        cached(CONCAT, tmp_path / "cache", handle)
+    assert_same(before, weights(handle))
+
+
+def test_a_cache_serves_another_method(tmp_path: Path) -> None:
+    cache = cached(CONCAT, tmp_path / "cache")
+    for method in ("cgan", "raw"):
+        fine_tune(attached(CONCAT, method=method), DataLoader(cache, 2), Loss(CONCAT), tmp_path / method, epochs=1,
+                  **QUIET)
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"dtype": "int8"}, "dtype='int8' is unknown; expected one of"),
+    ({"passes": 0}, "passes=0 is out of range"),
+    ({"loader": labels(0)}, "the loader is empty"),
+    ({"targets": lambda batch: {"fused": batch["label"]}}, "target 'fused' is .*; expected another name"),
+    ({"targets": lambda batch: {"label": 3}}, r"target 'label' is 3; expected a tensor \(2, …\)"),
+    ({"forward": lambda network, batch: None}, "fused 0 maps and called the head 0 times"),
+    ({"seed": 1}, "holds another cache: seed is 0 there and 1 here")])
+def test_bad_arguments(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    if "seed" in options:
+        cached(CONCAT, tmp_path)
+    with pytest.raises(ValueError, match=message):
+        cached(CONCAT, tmp_path, **options)
+
+
+def test_a_head_behind_something_else_is_refused(tmp_path: Path) -> None:
+    class Scaled(ConcatTracker):
+        def forward(self, template: Tensor, search: Tensor) -> dict[str, Tensor]:
+            maps = torch.cat([self.rgb(search[:, :3]), self.tir(search[:, 3:])], dim=1)
+            return {"scores": self.box_head(2 * self.fuse(maps))}
+
+    with pytest.raises(ValueError, match="no argument of the head is the fused map"):
+        image_cache(tmp_path, Scaled().eval())
+
+
+def test_detached_is_refused(tmp_path: Path) -> None:
+    handle = attached(CONCAT)
+    handle.detach()
+    with pytest.raises(ValueError, match="the attachment is detached"):
+        cached(CONCAT, tmp_path, handle)
+
+
+def test_the_manifest_says_what_it_is(tmp_path: Path) -> None:
+    handle = attached(CONCAT)
+    handle.network.eval()
+    cached(CONCAT, tmp_path, handle)
+    assert not handle.network.training and not handle._plugin.training
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["source"]["host"] == "ConcatTracker" and len(manifest["shards"][0]["sha256"]) == 64
