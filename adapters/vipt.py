@@ -37,8 +37,8 @@ class ViPTAdapter(Adapter):
             return reason
         prompts, depth = (len(network.get_submodule(f"backbone.{name}")) for name in ("prompt_blocks", "blocks"))
         if prompts != depth:
-            return (f"backbone.prompt_blocks has length {prompts}, backbone.blocks {depth}; expected a prompt block for "
-                    "each, as in vipt_deep (vipt_shaw has one, at the input, and its modalities are one stream after it)")
+            return (f"backbone.prompt_blocks has length {prompts}, backbone.blocks {depth}; expected as many, as in "
+                    "vipt_deep (vipt_shaw has one, at the input, and its modalities are one stream after it)")
         return None
 
     def channels(self, network: nn.Module) -> int | None:

@@ -44,7 +44,7 @@ def main() -> int:
 
     pairs = DataLoader(PairDataset(TRAIN_SEEDS, sequences=100, length=16 * options.steps, seed=options.seed), 16)
     calibration = DataLoader(PairDataset(TRAIN_SEEDS, sequences=20, length=128, seed=options.seed + 1), 16)
-    fusion = GenerativeFusion(64, size=SEARCH_MAP, method=options.method, network=options.network)
+    fusion = GenerativeFusion(64, size=SEARCH_MAP, method=options.method, network=options.network, residual="conv3x3")
     adapter = ModuleAdapter(fusion="fusion", head="head", size=SEARCH_MAP)
     handle = attach(tracker, fusion, adapter, calibrate=[(batch,) for batch in calibration])
     handle.print_trainable_parameters()

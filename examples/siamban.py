@@ -25,9 +25,8 @@ import torch
 from embedded.sequences import Sequence, generate_sequence, read_sequence
 from torch import Tensor, nn
 
-from gmmt_fusion import GenerativeFusion, attach
+from gmmt_fusion import GenerativeFusion, attach, load_host_checkpoint
 from gmmt_fusion.adapters import siamban
-from gmmt_fusion.host_checkpoint import load_host_checkpoint
 
 RGB, TIR, BOTH = slice(0, 3), slice(3, 6), slice(0, 6)
 Batches = Callable[[slice], dict[str, Tensor]]

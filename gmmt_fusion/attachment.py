@@ -62,8 +62,8 @@ class Plugin(nn.Module):
         return self._for_head(output.fused, target)
 
     def _for_head(self, result: Tensor, target: Tensor | None) -> Tensor:
-        like = None if torch.is_autocast_enabled(result.device.type) else _first_parameter(self.head)
-        like = target if like is None else like
+        parameter = None if torch.is_autocast_enabled(result.device.type) else _first_parameter(self.head)
+        like = target if parameter is None else parameter
         result = result if like is None else result.to(like.dtype)
         return result.contiguous()  # hosts use .view, which a channels-last map does not survive
 

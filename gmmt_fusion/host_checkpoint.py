@@ -93,7 +93,7 @@ def load_host_checkpoint(path: Any, map_location: Any = "cpu") -> dict[str, Any]
     if not path.is_file():
         raise OSError(f"{path} is missing; expected a host's checkpoint, a .pth or .pth.tar file")
     try:
-        inert = [(_stand_in(name), name) for name in sorted(_unknown_names(path))]
+        inert: list[Any] = [(_stand_in(name), name) for name in sorted(_unknown_names(path))]
         with torch.serialization.safe_globals(inert):
             checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # a damaged file raises nearly anything
@@ -123,6 +123,6 @@ def _legacy_names(path: Path) -> Iterator[str]:
         for _ in range(5):
             for opcode, argument, _ in pickletools.genops(file):
                 if opcode.name == "GLOBAL":
-                    module, name = argument.split(" ", 1)
+                    module, name = str(argument).split(" ", 1)
                     module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
                     yield f"{module}.{name}"

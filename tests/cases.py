@@ -109,7 +109,7 @@ CASES = [
     ostrack("vipt without elimination", seeded(partial(ViPTrack, eliminate=False)), "backbone.blocks.2.attn"),
     ostrack("tbsi", seeded(TBSITrack), "tbsi_fuse_search.0", lists=True),
 ]
-if "REAL_HOST" in os.environ:  # tests/hosts/test_ostrack.py holds real hosts to the same law
-    from hosts.harness import law_case
+if "REAL_HOST" in os.environ:  # tests/hosts/test_ostrack_real.py holds real hosts to the same law
+    from hosts.harness import law_cases
 
-    CASES = [law_case()]
+    CASES = [ostrack(**row) for row in law_cases()]

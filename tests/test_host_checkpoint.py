@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from gmmt_fusion.host_checkpoint import NotLoaded, load_host_checkpoint
+from gmmt_fusion import load_host_checkpoint
+from gmmt_fusion.host_checkpoint import NotLoaded
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ def test_conditions_and_target_are_the_hosts(case: Case) -> None:
 @each_host
 @pytest.mark.parametrize("steps", [1, 2])
 def test_the_output_is_what_the_paper_says(case: Case, steps: int) -> None:
-    """P = H(Sam(Σ F(input))) by hand: DDIM (η = 0) from x_T over t = 999, 499 on the cosine schedule, U predicting x_0."""
+    """P = H(Sam(Σ F(input))) by hand: DDIM, η = 0, from x_T over t = 999, 499 on the cosine schedule; U gives x_0."""
     maps, _ = seen_by_host(case)
     network = case.build()
     fusion = case.make_fusion(steps=steps, residual=None)
@@ -149,7 +149,7 @@ def without_prompts() -> nn.Module:
 
 
 BAD_HOSTS: list[tuple[Callable[[], nn.Module], str]] = [
-    (shaw, r"backbone.prompt_blocks has length 1, backbone.blocks 3; expected a prompt block for each, as in vipt_deep"),
+    (shaw, r"backbone.prompt_blocks has length 1, backbone.blocks 3; expected as many, as in vipt_deep"),
     (without_prompts, "backbone.prompt_blocks has length 0, backbone.blocks 3"),
     (without_fusion, r"TBSIAdapter on TBSITrack: no submodule 'tbsi_fuse_search' \(it has backbone, box_head\)"),
     (lambda: nn.ModuleDict({"backbone": PromptedTransformer()}), "no submodule 'box_head'"),
@@ -158,7 +158,7 @@ BAD_HOSTS: list[tuple[Callable[[], nn.Module], str]] = [
 
 
 @pytest.mark.parametrize(("build", "message"), BAD_HOSTS, ids=[build.__name__ for build, _ in BAD_HOSTS])
-@pytest.mark.parametrize("adapter", ["auto", ViPTAdapter(), TBSIAdapter()], ids=lambda a: a if a == "auto" else type(a).__name__)
+@pytest.mark.parametrize("adapter", ["auto", ViPTAdapter(), TBSIAdapter()], ids=["auto", "vipt", "tbsi"])
 def test_hosts_without_a_fusion_point(build: Callable[[], nn.Module], message: str, adapter: Adapter | str) -> None:
     network = build()
     before = anatomy(network)

@@ -1,4 +1,4 @@
-"""A real host at full size: its own tracker and its own training actor. `test_ostrack.py` runs this file by name."""
+"""A real host at full size, its tracker and its training actor. `test_ostrack_real.py` runs this file by its name."""
 
 import dataclasses
 import os
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from embedded.sequences import Sequence, generate_sequence
-from harness import full_network, host
+from hosts.harness import full_network, host, small_network
 from test_law import anatomy, assert_same_anatomy
 from torch import nn
 
@@ -119,3 +119,12 @@ def test_dtypes(tracker: Any, sequence: Sequence) -> None:
     handle.detach()
     with pytest.raises(ValueError, match="nothing is attached"):
         Attachment.of(tracker)
+
+
+@pytest.mark.skipif(TBSI, reason="of ViPT only")
+def test_vipt_shaw_is_refused() -> None:
+    network = small_network(prompt_type="vipt_shaw")
+    before = anatomy(network)
+    with pytest.raises(ValueError, match=r"prompt_blocks has length 1, backbone\.blocks 4; expected as many"):
+        attach(network, GenerativeFusion(48))
+    assert_same_anatomy(anatomy(network), before)

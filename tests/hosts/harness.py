@@ -4,14 +4,14 @@ One host for each process: both call their package `lib`, and keep their configu
 """
 
 import os
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import host_compat
 import tbsi
 import vipt
-from cases import Case, ostrack
 from torch import nn
 
 NAMES = {"vipt": (vipt, "ViPT", "deep_rgbt"), "tbsi": (tbsi, "TBSI", "vitb_256_tbsi_32x4_4e4_lasher_15ep_in1k")}
@@ -38,8 +38,11 @@ def full_network() -> nn.Module:
     return host_compat.randomise(module.build_network(cfg))
 
 
-def small_network() -> nn.Module:
-    """The host's classes, put together as it does, of a width at which many forwards cost little."""
+def small_network(eliminate: bool = True, prompt_type: str = "vipt_deep") -> nn.Module:
+    """The host's classes, put together as it does, of a width at which many forwards cost little.
+
+    eliminate, prompt_type: of ViPT, whether its blocks eliminate candidates, and vipt_deep or vipt_shaw.
+    """
     module, cfg = host()
     from lib.models.layers.head import CenterPredictor
 
@@ -47,9 +50,11 @@ def small_network() -> nn.Module:
     if module is vipt:
         from lib.models.vipt.ostrack_prompt import ViPTrack
         from lib.models.vipt.vit_ce_prompt import VisionTransformerCE
+        from lib.models.vipt.vit_prompt import VisionTransformerP
 
-        backbone = VisionTransformerCE(**SMALL, search_size=(256, 256), template_size=(128, 128), new_patch_size=16,
-                                       ce_loc=[1, 2], ce_keep_ratio=[0.7, 0.7], prompt_type="vipt_deep")
+        options = {**SMALL, "search_size": (256, 256), "template_size": (128, 128), "new_patch_size": 16}
+        backbone = (VisionTransformerCE(**options, ce_loc=[1, 2], ce_keep_ratio=[0.7, 0.7], prompt_type=prompt_type)
+                    if eliminate else VisionTransformerP(**options, prompt_type=prompt_type))
         return host_compat.randomise(ViPTrack(backbone, head, head_type="CENTER"))
     from lib.models.tbsi_track.tbsi_track import TBSITrack
     from lib.models.tbsi_track.vit_tbsi_care import VisionTransformerTBSI
@@ -59,9 +64,12 @@ def small_network() -> nn.Module:
     return host_compat.randomise(TBSITrack(backbone, head, head_type="CENTER"))
 
 
-def law_case() -> Case:
-    """The row of the table over which the law of patching is tested."""
-    name = os.environ["REAL_HOST"]
-    fused_in = {"vipt": "backbone.blocks.3.attn", "tbsi": "tbsi_fuse_search.0"}[name]
-    return ostrack(f"real {name}", small_network, fused_in, lists=name == "tbsi", search=256,
-                   fullgraph=name != "vipt", channels=SMALL["embed_dim"], size=16)  # ViPT branches on a parameter
+def law_cases() -> list[dict[str, Any]]:
+    """Arguments of `cases.ostrack`: the rows of the table over which the law of patching is tested."""
+    common = {"search": 256, "channels": SMALL["embed_dim"], "size": 16}
+    if os.environ["REAL_HOST"] == "tbsi":
+        tbsi_row = {"name": "real tbsi", "build": small_network, "fused_in": "tbsi_fuse_search.0", "lists": True}
+        return [{**tbsi_row, **common}]
+    return [{"name": name, "build": partial(small_network, eliminate), "fused_in": "backbone.blocks.3.attn",
+             "fullgraph": False, **common}
+            for name, eliminate in (("real vipt", True), ("real vipt without elimination", False))]

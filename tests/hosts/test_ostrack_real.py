@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness import NAMES, checkout
+from hosts.harness import NAMES, checkout
 
 TESTS = Path(__file__).parents[1]
 
