@@ -1,6 +1,7 @@
 """Files that are whole or not there."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,3 +18,20 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def write_folder_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` fill a hidden folder beside `path`, which must be new, then rename it."""
+    temporary = path.with_name(f".{path.name}")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def remove_folder_atomically(path: Path) -> None:
+    """Rename a folder before it is emptied: half of it never has its name."""
+    os.replace(path, doomed := path.with_name(f".{path.name}"))
+    shutil.rmtree(doomed)

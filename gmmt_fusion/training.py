@@ -4,7 +4,6 @@ import contextlib
 import itertools
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ from . import checkpoint
 from .attachment import Attachment
 from .cache import CachedFeatures
 from .checks import check_share, check_whole_number
-from .files import write_atomically
+from .files import remove_folder_atomically, write_atomically, write_folder_atomically
 from .fusion import GenerativeFusion
 from .recipes import Recipe, adamw_optimizer, paper_optimizer
 from .repeatable import RepeatableLoader, random_state, set_random_state
@@ -39,10 +38,11 @@ def fine_tune(attachment: Attachment, loader: Any,
     bits. The folder gets `checkpoints/step-*`, `log.jsonl`, the `best` weights where there is a `validate`, and the
     `final` ones: each of these folders can be given to `attach`.
 
-    On several devices or machines the script is the same, started by `accelerate launch`: with `--num_processes 2`; on
-    two machines, on each, with `--num_machines 2 --machine_rank 0` (or 1), `--main_process_ip`, `--main_process_port`
-    and the total `--num_processes`. All of them must see the folder. The loader's batch size is that of one process,
-    over which a head's BatchNorm normalises.
+    On several devices the script is the same, started as `accelerate launch --multi_gpu --num_processes 2 script.py`,
+    which is also the way to several processes on CPUs, or with torchrun. On several machines it is started on each, with
+    `--num_machines 2 --machine_rank 0` (or 1), `--main_process_ip`, `--main_process_port` and `--num_processes` of all
+    of them together; all must see the folder. The loader's batch size is that of one process, over which a head's
+    BatchNorm normalises.
 
     Args:
         loader: a torch DataLoader, of the host's inputs or over a `CachedFeatures`. Its batches are shared out over the
@@ -66,7 +66,7 @@ def fine_tune(attachment: Attachment, loader: Any,
 
     Raises:
         ValueError, TypeError: something does not fit, named before anything is computed.
-        FloatingPointError: a loss or a gradient is not finite. Nothing is written.
+        FloatingPointError: a loss or gradient is not finite; names step, terms and last checkpoint, and writes nothing.
     """
     if not isinstance(attachment, Attachment) or not attachment.attached:
         raise ValueError("the attachment is detached; attach the fusion again, and train that")
@@ -96,14 +96,15 @@ class _Run:
             raise ImportError("tensorboard=True needs tensorboard; pip install tensorboard")
         # a head may leave parameters unused, and a discriminator has a turn of its own
         unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-        self.accelerator = Accelerator(mixed_precision=mixed_precision, kwargs_handlers=[unused], project_dir=folder,
+        # where there are processes and no device, accelerate would look for one all the same
+        self.accelerator = Accelerator(cpu=not getattr(torch, "accelerator", torch.cuda).is_available(),
+                                       mixed_precision=mixed_precision, kwargs_handlers=[unused], project_dir=folder,
                                        log_with="tensorboard" if tensorboard else None)
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
         self.process, processes = self.accelerator.process_index, self.accelerator.num_processes
         self.loader = RepeatableLoader(loader, seed, self.process, processes)
-        self.steps_per_epoch = -(-len(self.loader) // accumulation)
+        self.accumulation, self.steps_per_epoch = accumulation, -(-len(self.loader) // accumulation)
         self.attachment, self.folder, self.keep, self.seed = attachment, folder, keep, seed
-        self.accumulation = accumulation
         dataset = loader.dataset
         while isinstance(dataset, Subset):
             dataset = dataset.dataset
@@ -119,10 +120,9 @@ class _Run:
         from accelerate.utils import set_seed
 
         network, training = self.attachment.network, self.attachment.network.training
-        before: set[str] = set()
+        patches = {"forward", "_original_forward", "_is_accelerate_prepared"} - vars(network).keys()  # accelerate's
         try:
             network.to(self.device).train()
-            before.update(vars(network))
             set_seed(self.seed + self.process)
             self.attachment.fusion.manual_seed(self.seed + self.process)  # other noise on every process
             built = [recipe(p, epochs, self.steps_per_epoch) for p in (self.parameters, self.discriminator) if p]
@@ -137,7 +137,7 @@ class _Run:
             self.resume()
             yield
         finally:
-            for name in set(vars(network)) - before if before else ():  # accelerate's
+            for name in patches & vars(network).keys():
                 delattr(network, name)
             network.train(training)
 
@@ -207,6 +207,7 @@ class _Run:
         return values
 
     def discriminator_step(self, maps: list[Any]) -> dict[str, float]:
+        """The discriminator's turn on the maps of this step's forwards."""
         optimizer, total = self.optimizers[1], torch.zeros((), device=self.device)
         optimizer.zero_grad()
         for features, fused in maps:
@@ -274,30 +275,25 @@ class _Run:
 
     @property
     def setting(self) -> dict[str, int]:
-        """What a position in the loader means something for."""
+        """Where a step is in the loader depends on these."""
         return {"seed": self.seed, "batches": self.loader.batches, "accumulation": self.accumulation}
 
     def save(self) -> None:
-        """A checkpoint is there in whole or not at all: a folder that is filled, and then renamed."""
         from accelerate.utils import gather_object
 
         states = gather_object([random_state(self.device, self.attachment.fusion.generator)])
         if self.main:
-            path = self.folder / "checkpoints" / f"step-{self.step:08d}"
-            temporary = path.with_name(f".{path.name}")
             state = {"step": self.step, "best": None if self.best == -math.inf else self.best, "record": self.record,
                      **self.setting, "random_states": states}
-            try:
-                self.attachment.save_pretrained(temporary)
-                torch.save({name: part.state_dict() for name, part in self.parts.items()}, temporary / "optimizer.pt")
-                (temporary / "state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
-                os.replace(temporary, path)
-            except BaseException:
-                shutil.rmtree(temporary, ignore_errors=True)
-                raise
+
+            def write(path: Path) -> None:
+                self.attachment.save_pretrained(path)
+                torch.save({name: part.state_dict() for name, part in self.parts.items()}, path / "optimizer.pt")
+                (path / "state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
+
+            write_folder_atomically(self.folder / "checkpoints" / f"step-{self.step:08d}", write)
             for old in self.checkpoints[:-self.keep]:
-                os.replace(old, doomed := old.with_name(f".{old.name}"))  # half a checkpoint never has its name
-                shutil.rmtree(doomed)
+                remove_folder_atomically(old)
         self.accelerator.wait_for_everyone()
 
     def resume(self) -> None:
@@ -329,7 +325,7 @@ class _Run:
         saved = torch.load(path / "optimizer.pt", weights_only=True, map_location=self.device)
         if saved.keys() != self.parts.keys():
             raise ValueError(f"{path} has the states of {', '.join(saved)}; expected {', '.join(self.parts)}. Give "
-                             "another folder, or train with ema_decay and mixed_precision as before")
+                             "another folder, or ema_decay and mixed_precision as before")
         for name, part in self.parts.items():
             part.load_state_dict(saved[name])
         self.step, self.record = state["step"], state["record"]
@@ -350,8 +346,7 @@ def _terms(tracking: Any) -> dict[str, Tensor]:
 
 
 def _other(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    differing = {key: value for key, value in here.items() if there.get(key) != value}
-    return ", ".join(f"{key}={there.get(key)!r}, not {value!r}" for key, value in differing.items())
+    return ", ".join(f"{key}={there.get(key)!r}, not {here[key]!r}" for key in here if there.get(key) != here[key])
 
 
 def _step(line: str) -> float:

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import socket
 import time
@@ -167,7 +168,8 @@ ACCIDENTS: dict[str, Any] = {
     "Ctrl-C in the middle of a step": lambda patch: Restless(CONCAT, calls=5),
     "full disk at the weights": lambda patch: fails_once(patch, GenerativeFusion, "save_pretrained", 3, FULL),
     "full disk at the optimiser": lambda patch: fails_once(patch, torch, "save", 2, FULL),
-    "Ctrl-C at the rename": lambda patch: fails_once(patch, os, "replace", 14, KeyboardInterrupt()),
+    "Ctrl-C at a rename": lambda patch: fails_once(patch, os, "replace", 14, KeyboardInterrupt()),
+    "Ctrl-C at the removal": lambda patch: fails_once(patch, shutil, "rmtree", 1, KeyboardInterrupt()),
     "error in validation": lambda patch: {"validate": lambda attachment: 1 / 0},
 }
 

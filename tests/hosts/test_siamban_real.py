@@ -248,13 +248,14 @@ def test_build_opt_lr_finds_both_streams(singles: Any, levels: int) -> None:
 def test_attached_disabled_detached(singles: Any, pairs: Any, levels: int) -> None:
     model, video = pairs(levels), frames(6)
     expected = boxes(model, video)
-    before, random_state = anatomy(model), torch.get_rng_state()
-    handle = attach(model, plugin(levels))
+    before, fusion, random_state = anatomy(model), plugin(levels), torch.get_rng_state()
+    handle = attach(model, fusion)
     changed = boxes(model, video)
     assert np.abs(changed - expected).max() > 0.1
     assert np.array_equal(boxes(model, video[:2]), changed[:1])  # the same frames, the same boxes
     with handle.disabled():
         assert np.array_equal(boxes(model, video[:2]), expected[:1])
+    assert torch.equal(torch.get_rng_state(), random_state)
     fresh = siamban.two_stream(singles(levels))
     fresh.load_state_dict(handle.host_state_dict(), strict=True)
     assert np.array_equal(boxes(fresh, video[:2]), expected[:1])
@@ -266,7 +267,6 @@ def test_attached_disabled_detached(singles: Any, pairs: Any, levels: int) -> No
     handle.detach()
     assert np.array_equal(boxes(model, video), expected)
     assert anatomy(model) == before
-    assert torch.equal(torch.get_rng_state(), random_state)
 
 
 @each_variant
