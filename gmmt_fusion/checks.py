@@ -1,6 +1,6 @@
 """One clear error for each bad input: the value, what was expected, and the mend."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -69,3 +69,15 @@ def check_finite(features: Sequence[Tensor], fused: Tensor) -> None:
     for name, x in [*((f"features[{i}]", f) for i, f in enumerate(features)), ("fused", fused)]:
         if not torch.isfinite(x).all():
             raise ValueError(f"{name} holds NaN or infinity; look at the host's inputs and weights")
+
+
+def check_terms(tracking: Any) -> dict[str, Tensor]:
+    """Loss_track as its terms by name; ValueError or TypeError unless they are tensors with one number each."""
+    terms = dict(tracking) if isinstance(tracking, Mapping) else {"tracking_loss": tracking}
+    if reserved := {"loss", "generative_loss", "discriminator_loss"} & terms.keys():
+        raise ValueError(f"tracking_loss returned {sorted(reserved)} among its terms {sorted(terms)}; return those of "
+                         "Loss_track only, each once: they are summed, and Loss_gen is added")
+    for name, value in terms.items():
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            raise TypeError(f"tracking_loss returned {name}={value!r:.60}; expected a tensor with one number")
+    return terms

@@ -16,7 +16,7 @@ from torch.utils.data import Subset
 from . import checkpoint
 from .attachment import Attachment
 from .cache import CachedFeatures
-from .checks import check_share, check_whole_number
+from .checks import check_share, check_terms, check_whole_number
 from .files import remove_folder_atomically, write_atomically, write_folder_atomically
 from .fusion import GenerativeFusion
 from .recipes import Recipe, adamw_optimizer, paper_optimizer
@@ -39,7 +39,7 @@ def fine_tune(attachment: Attachment, loader: Any,
     `final` ones: each of these folders can be given to `attach`.
 
     On several devices the script is the same, started as `accelerate launch --multi_gpu --num_processes 2 script.py`,
-    which is also the way to several processes on CPUs, or with torchrun. On several machines it is started on each, with
+    which also starts several processes on CPUs, or with torchrun. On several machines it is started on each, with
     `--num_machines 2 --machine_rank 0` (or 1), `--main_process_ip`, `--main_process_port` and `--num_processes` of all
     of them together; all must see the folder. The loader's batch size is that of one process, over which a head's
     BatchNorm normalises.
@@ -59,6 +59,7 @@ def fine_tune(attachment: Attachment, loader: Any,
         ema_decay: of a moving average of the weights, 0.999 say: those are validated, and left in the end.
         validate: called with the attachment in eval mode after every epoch, on the main process; more is better.
         save_every: steps between checkpoints; there is one after every epoch anyway. The last `keep` are kept.
+        seed: of everything random; Python's, NumPy's and PyTorch's own generators are set to it.
         tensorboard: log there too, below the folder.
 
     Returns:
@@ -101,8 +102,8 @@ class _Run:
                                        mixed_precision=mixed_precision, kwargs_handlers=[unused], project_dir=folder,
                                        log_with="tensorboard" if tensorboard else None)
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
-        self.process, processes = self.accelerator.process_index, self.accelerator.num_processes
-        self.loader = RepeatableLoader(loader, seed, self.process, processes)
+        self.process = self.accelerator.process_index
+        self.loader = RepeatableLoader(loader, seed, self.process, self.accelerator.num_processes)
         self.accumulation, self.steps_per_epoch = accumulation, -(-len(self.loader) // accumulation)
         self.attachment, self.folder, self.keep, self.seed = attachment, folder, keep, seed
         dataset = loader.dataset
@@ -182,7 +183,7 @@ class _Run:
             batch = send_to_device(batch, self.device, non_blocking=True)
             # processes share their gradients once a step
             with contextlib.nullcontext() if number == len(batches) else self.accelerator.no_sync(self.wrapped):
-                terms = _terms(tracking_loss(self.wrapped, batch))
+                terms = check_terms(tracking_loss(self.wrapped, batch))
                 generative = self.attachment.generative_loss
                 if generative is None:
                     raise ValueError("tracking_loss has not called the network that it got; Loss_gen is of its forward")
@@ -276,7 +277,8 @@ class _Run:
     @property
     def setting(self) -> dict[str, int]:
         """Where a step is in the loader depends on these."""
-        return {"seed": self.seed, "batches": self.loader.batches, "accumulation": self.accumulation}
+        return {"seed": self.seed, "batches": self.loader.batches, "accumulation": self.accumulation,
+                "processes": self.accelerator.num_processes}
 
     def save(self) -> None:
         from accelerate.utils import gather_object
@@ -321,28 +323,16 @@ class _Run:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
         if other := _other(state, self.setting):
             raise ValueError(f"{path} is of another training, with {other}; give another folder, or train as before")
-        checkpoint.load_state(self.attachment.fusion, weights, path)
         saved = torch.load(path / "optimizer.pt", weights_only=True, map_location=self.device)
         if saved.keys() != self.parts.keys():
             raise ValueError(f"{path} has the states of {', '.join(saved)}; expected {', '.join(self.parts)}. Give "
                              "another folder, or ema_decay and mixed_precision as before")
+        checkpoint.load_state(self.attachment.fusion, weights, path)
         for name, part in self.parts.items():
             part.load_state_dict(saved[name])
         self.step, self.record = state["step"], state["record"]
         self.best = -math.inf if state["best"] is None else state["best"]
-        if len(state["random_states"]) == self.accelerator.num_processes:  # else they stay as seeded
-            set_random_state(state["random_states"][self.process], self.device, self.attachment.fusion.generator)
-
-
-def _terms(tracking: Any) -> dict[str, Tensor]:
-    terms = dict(tracking) if isinstance(tracking, Mapping) else {"tracking_loss": tracking}
-    if reserved := {"loss", "generative_loss", "discriminator_loss"} & terms.keys():
-        raise ValueError(f"tracking_loss returned {sorted(reserved)} among its terms {sorted(terms)}; return those of "
-                         "Loss_track only, each once: they are summed, and Loss_gen is added")
-    for name, value in terms.items():
-        if not isinstance(value, Tensor) or value.numel() != 1:
-            raise TypeError(f"tracking_loss returned {name}={value!r:.60}; expected a tensor with one number")
-    return terms
+        set_random_state(state["random_states"][self.process], self.device, self.attachment.fusion.generator)
 
 
 def _other(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:

@@ -87,7 +87,7 @@ def test_mixed_dtypes_and_strides() -> None:
     network = CONCAT.build()
     handle = attach(network, CONCAT.make_fusion(), CONCAT.adapter())
     plugin = network.gmmt_fusion
-    template, search = images()
+    _, search = images()
     maps = [network.rgb(search[:, :3]).bfloat16(), network.tir(search[:, 3:]).to(memory_format=torch.channels_last)]
     fused = plugin.fuse(maps, lambda: pytest.fail("the host's fusion is not needed"))
     assert fused.dtype == torch.float32 and fused.is_contiguous()
@@ -108,7 +108,7 @@ def closed() -> nn.Module:
 
 @pytest.mark.parametrize(("build", "fusion", "adapter", "error", "message"), [
     (CONCAT.build, CONCAT.make_fusion, lambda: ModuleAdapter("fusion", "box_head"), ValueError,
-     "no submodule 'fusion' .it has rgb, tir, fuse, box_head"),
+     r"no submodule 'fusion' \(it has rgb, tir, fuse, box_head"),
     (CONCAT.build, CONCAT.make_fusion, lambda: ModuleAdapter("fuse", "heads.3"), ValueError, "no submodule 'heads.3'"),
     (CONCAT.build, CONCAT.make_fusion, lambda: ModuleAdapter, TypeError, "expected 'auto' or an Adapter"),
     (CONCAT.build, CONCAT.make_fusion, lambda: "tbsi", TypeError, "adapter='tbsi'"),
@@ -117,11 +117,13 @@ def closed() -> nn.Module:
     (closed, CONCAT.make_fusion, CONCAT.adapter, ValueError, "forward of its own on the instance"),
     (lambda: nn.Sequential(CONCAT.build()), CONCAT.make_fusion, lambda: ModuleAdapter("0.fuse", "0.box_head"),
      ValueError, "Sequential cannot hold the plugin"),
-    (lambda: nn.DataParallel(CONCAT.build()), CONCAT.make_fusion, CONCAT.adapter, ValueError, "wrapped in DataParallel"),
+    (lambda: nn.DataParallel(CONCAT.build()), CONCAT.make_fusion, CONCAT.adapter, ValueError,
+     "wrapped in DataParallel"),
     (CONCAT.build, lambda: "no/such/folder", CONCAT.adapter, OSError, "missing"),
 ], ids=["no fusion", "no head", "class", "name", "unknown host", "other host", "closure", "sequential", "wrapped",
         "no folder"])
-def test_bad_attaching_leaves_the_host_as_it_was(build: Any, fusion: Any, adapter: Any, error: Any, message: str) -> None:
+def test_bad_attaching_leaves_the_host_as_it_was(build: Any, fusion: Any, adapter: Any, error: Any,
+                                                 message: str) -> None:
     network = build()
     before = anatomy(network)
     with pytest.raises(error, match=message):

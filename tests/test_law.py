@@ -24,7 +24,8 @@ def attached(case: Case, **options: Any) -> tuple[nn.Module, Attachment]:
 def anatomy(network: nn.Module) -> dict[str, Any]:
     """What a host consists of: classes, attributes, hooks, modes, flags and values."""
     modules = {name: (type(m), {k: v for k, v in vars(m).items() if not isinstance(v, dict | Tensor)}, list(m._modules),
-                      [len(v) for k, v in vars(m).items() if k.endswith("_hooks")]) for name, m in network.named_modules()}
+                      [len(v) for k, v in vars(m).items() if k.endswith("_hooks")])
+               for name, m in network.named_modules()}
     flags = {name: p.requires_grad for name, p in network.named_parameters()}
     return {"modules": modules, "flags": flags, "state": {k: v.clone() for k, v in network.state_dict().items()}}
 
