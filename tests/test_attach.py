@@ -132,7 +132,7 @@ def test_bad_attaching_leaves_the_host_as_it_was(build: Any, fusion: Any, adapte
 
 
 def test_nothing_to_attach_to() -> None:
-    with pytest.raises(ValueError, match="is no nn.Module and holds none"):
+    with pytest.raises(ValueError, match=r"is no nn\.Module and holds none"):
         attach(object(), CONCAT.make_fusion())
     with pytest.raises(ValueError, match="nothing is attached"):
         Attachment.of(CONCAT.build())
