@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from .attachment import Attachment, Plugin, _Point, run_host
+from .attachment import Attachment, run_host
 from .checks import check_choice, check_whole_number
 from .files import write_atomically
+from .patching import Plugin, Point
 from .repeatable import RepeatableLoader
 from .version import __version__
 
@@ -178,7 +179,7 @@ def cache_features(attachment: Attachment, loader: Any, folder: Any, *,
 
 def _record(attachment: Attachment, run: Callable[[], Any]) -> tuple[dict[str, Tensor], Any]:
     """The maps and head inputs of one forward by name, and how to call the head with them."""
-    head, calls = next(m for m in attachment.network.modules() if isinstance(m, _Point) and m._gmmt_is_head), []
+    head, calls = next(m for m in attachment.network.modules() if isinstance(m, Point) and m._gmmt_is_head), []
     hook = head.register_forward_pre_hook(lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True)
     try:
         with attachment.recorded() as pairs:
@@ -310,7 +311,7 @@ def _source(attachment: Attachment) -> dict[str, Any]:
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     points = {}
     for name, module in attachment.network.named_modules():
-        if isinstance(module, _Point):
+        if isinstance(module, Point):
             adapter = getattr(module._gmmt_method, "__self__", None)
             options = {} if adapter is None else {key: value for key, value in vars(adapter).items()
                                                   if isinstance(value, str | int | float | list | tuple | None)}

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import stand_ins_siamban
 import torch
 from stand_ins import TBSITrack, ViPTrack
 from tiny_hosts import CHANNELS, ConcatTracker, MapsTracker, SiameseTracker, SumAdapter, SumTracker
@@ -108,6 +109,9 @@ CASES = [
     ostrack("vipt", seeded(ViPTrack), "backbone.blocks.2.attn"),
     ostrack("vipt without elimination", seeded(partial(ViPTrack, eliminate=False)), "backbone.blocks.2.attn"),
     ostrack("tbsi", seeded(TBSITrack), "tbsi_fuse_search.0", lists=True),
+    *(Case(name, partial(stand_ins_siamban.build, levels), stand_ins_siamban.run, stand_ins_siamban.train,
+           lambda: "auto", {**TINY, "size": 31, "channels": CHANNELS * levels})
+      for name, levels in (("siamban", 1), ("siamban three levels", 3))),
 ]
 if "REAL_HOST" in os.environ:  # tests/hosts/test_ostrack_real.py holds real hosts to the same law
     from hosts.harness import law_cases

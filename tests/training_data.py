@@ -9,8 +9,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from gmmt_fusion import Attachment, attach
 
-torch.set_num_threads(1)  # for networks this small, threads only wait for one another
-
 
 class Labels(Dataset):
     """Numbers to learn; `noise` is an augmentation that draws from the global random numbers."""
