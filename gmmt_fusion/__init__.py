@@ -9,11 +9,13 @@ if TYPE_CHECKING:
     from .attachment import Attachment, attach
     from .fusion import FusionOutput, GenerativeFusion
     from .host_checkpoint import load_host_checkpoint
+    from .host_loop import train_in_host
 
-__all__ = ["Attachment", "FusionOutput", "GenerativeFusion", "__version__", "attach", "load_host_checkpoint"]
+__all__ = ["Attachment", "FusionOutput", "GenerativeFusion", "__version__", "attach", "load_host_checkpoint",
+           "train_in_host"]
 
 _HOMES = {"Attachment": "attachment", "attach": "attachment", "FusionOutput": "fusion", "GenerativeFusion": "fusion",
-          "load_host_checkpoint": "host_checkpoint"}
+          "load_host_checkpoint": "host_checkpoint", "train_in_host": "host_loop"}
 
 
 def __getattr__(name: str) -> object:

@@ -130,7 +130,10 @@ class Attachment:
 
 
 def run_host(network: nn.Module, batch: Any) -> Any:
-    """network(**batch) for a dict, network(*batch) for a tuple or list, batch() for a function, else network(batch)."""
+    """network(**batch) for a dict, network(*batch) for a tuple or list, batch() for a function, else network(batch).
+
+    A host whose forward takes one dict, as SiamBAN's, wants (batch,).
+    """
     if isinstance(batch, Mapping):
         return network(**batch)
     if isinstance(batch, list | tuple):

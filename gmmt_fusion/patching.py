@@ -28,6 +28,7 @@ class Plugin(nn.Module):
         self.memory: dict[str, Any] = {}
         self.generative_loss: Tensor | None = None
         self.last_maps: tuple[list[Tensor], Tensor] | None = None  # for the discriminator's turn
+        self.total_weight: float | None = None  # λ, where the host returns its "total_loss"
         self.in_forward = False
         self.host_training: dict[str, bool] = {}
         self.host_requires_grad: dict[str, bool] = {}
@@ -153,6 +154,11 @@ class Root(Patched):
                                  "maps of another size than the adapter's")
             if isinstance(out, dict):
                 out["generative_loss"] = plugin.generative_loss
+            if plugin.total_weight is not None:
+                if not isinstance(out, dict) or "total_loss" not in out:
+                    raise ValueError("the network returns no 'total_loss' that λ · Loss_gen could be added to; give "
+                                     "train_in_host the actor that sums the host's losses")
+                out["total_loss"] = out["total_loss"] + plugin.total_weight * plugin.generative_loss
         return out
 
     def train(self, mode: bool = True) -> Any:

@@ -1,0 +1,110 @@
+"""Fine-tuning inside a host's own training script."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from .attachment import Attachment
+from .recipes import Recipe, paper_optimizer
+
+
+def train_in_host(attachment: Attachment, epochs: int, actor: Any = None, *, generative_weight: float = 5.0,
+                  recipe: Recipe = paper_optimizer) -> tuple[Optimizer, LRScheduler]:
+    """Make a host's training loop train the fusion and its new head with Loss_track + λ · Loss_gen (Eq. 5).
+
+    The optimiser and the schedule that it returns take the place of the host's. λ · Loss_gen is added where the host
+    sums its losses, and Loss_gen is logged there: in what `actor.compute_losses` returns, as "Loss/generative", or in
+    the "total_loss" that the network returns, beside "generative_loss". A CGAN's discriminator has its turn after every
+    step of the optimiser, at the same learning rate; its own optimiser is part of the `state_dict` of that one.
+
+    Args:
+        epochs: as many as the host will train; the schedule is stepped once an epoch.
+        actor: the object whose `compute_losses(out, …)` gets what the network returned (the OSTrack family's); without
+            one the network itself returns its losses (siamban).
+        generative_weight: λ.
+        recipe: the optimiser and its schedule, as for `fine_tune`.
+
+    Raises:
+        ValueError: λ is out of range, the attachment is detached, or the actor has no `compute_losses`.
+    """
+    if not attachment.attached:
+        raise ValueError("the attachment is detached; attach the fusion again, before the host's optimiser is built")
+    if not 0 <= generative_weight < math.inf:
+        raise ValueError(f"generative_weight={generative_weight} is out of range; expected λ of at least 0")
+    if actor is None:
+        attachment._plugin.total_weight = generative_weight
+    elif callable(getattr(actor, "compute_losses", None)):
+        # not over an earlier one of ours, with which Loss_gen would count twice
+        own = getattr(actor.compute_losses, "own", actor.compute_losses)
+        actor.compute_losses = _Losses(own, generative_weight)
+    else:
+        raise ValueError(f"the actor is a {type(actor).__name__} without compute_losses; expected the host's actor, or "
+                         "none where the network returns its losses")
+    optimizer, scheduler = recipe(list(attachment.parameters()), epochs, 1)
+    if hasattr(attachment.fusion, "discriminator"):
+        turn = _Turn(attachment, recipe(list(attachment.fusion.discriminator.parameters()), epochs, 1)[0])
+        optimizer.register_step_post_hook(turn)
+        optimizer.register_state_dict_post_hook(turn.save)
+        optimizer.register_load_state_dict_pre_hook(turn.load)
+    return optimizer, scheduler
+
+
+class _Losses:
+    """An actor's `compute_losses`, with the generative loss of the same forward; there is none in validation."""
+
+    def __init__(self, own: Any, weight: float) -> None:
+        self.own, self.weight = own, weight
+
+    def __call__(self, out: Any, *args: Any, **kwargs: Any) -> Any:
+        result = self.own(out, *args, **kwargs)
+        generative = out.get("generative_loss")  # not the attachment's: DDP hands on another tensor
+        if generative is None:
+            return result
+        loss, *status = result if isinstance(result, tuple) else (result,)
+        total = loss + self.weight * generative
+        if not status:
+            return total
+        logged = {**status[0], "Loss/total": total.item(), "Loss/generative": generative.item()}
+        return total, logged, *status[1:]
+
+
+class _Turn:
+    """The discriminator's turn after each step of the generator's optimiser."""
+
+    def __init__(self, attachment: Attachment, optimizer: Optimizer) -> None:
+        self.attachment, self.optimizer = attachment, optimizer
+        self.parameters: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
+        self.rest()
+
+    def rest(self) -> None:
+        """Gradients that do not count when hosts clip all of them; zeros, as siamban shares those of all parameters."""
+        for parameter in self.parameters:
+            parameter.grad = torch.zeros_like(parameter)
+
+    def __call__(self, optimizer: Optimizer, *_: Any) -> None:
+        # by autograd.grad, as DDP would take a second backward for one of the forward that is over
+        gradients = torch.autograd.grad(self.attachment.discriminator_loss(), self.parameters)
+        shared = distributed.is_available() and distributed.is_initialized()
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            if shared:
+                distributed.all_reduce(gradient)
+                gradient /= distributed.get_world_size()
+            parameter.grad = gradient
+        for group in self.optimizer.param_groups:
+            group["lr"] = optimizer.param_groups[0]["lr"]
+        self.optimizer.step()
+        self.rest()
+
+    def save(self, _: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        return {**state, "discriminator": self.optimizer.state_dict()}
+
+    def load(self, _: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        if "discriminator" not in state:
+            raise ValueError("this state has no 'discriminator': it is not of an optimiser that train_in_host made for "
+                             "a fusion of method='cgan'")
+        self.optimizer.load_state_dict(state["discriminator"])
+        return {key: value for key, value in state.items() if key != "discriminator"}
