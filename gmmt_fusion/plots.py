@@ -76,7 +76,10 @@ def feature_maps(pictures: Mapping[str, np.ndarray], maps: Mapping[str, "Tensor"
         axis.set_title(name, fontsize=9)
     for axis, (name, channels) in zip(axes[0, len(pictures):], maps.items(), strict=True):
         deviation = channels.float() - channels.float().mean((-1, -2), keepdim=True)
-        axis.imshow(deviation.square().mean(0).sqrt().numpy(), cmap="viridis", interpolation="bicubic")
+        energy = deviation.square().mean(0).sqrt().numpy()
+        # the range is the inner part's: zero padding lights up a convolution's borders
+        inner = energy[tuple(slice(side // 8, side - side // 8) for side in energy.shape)]
+        axis.imshow(energy, cmap="viridis", interpolation="bicubic", vmin=inner.min(), vmax=inner.max())
         axis.set_title(name, fontsize=9)
     for axis in axes[0]:
         axis.set_axis_off()
