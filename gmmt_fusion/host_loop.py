@@ -44,6 +44,9 @@ def train_in_host(attachment: Attachment, epochs: int, actor: Any = None, *, gen
     else:
         raise ValueError(f"the actor is a {type(actor).__name__} without compute_losses; expected the host's actor, or "
                          "none where the network returns its losses")
+    if _processes() > 1:  # other noise in every process
+        generator = attachment.fusion.generator
+        attachment.fusion.manual_seed((generator.initial_seed() + distributed.get_rank()) % 2**63)
     optimizer, scheduler = recipe(list(attachment.parameters()), epochs, 1)
     if hasattr(attachment.fusion, "discriminator"):
         turn = _Turn(attachment, recipe(list(attachment.fusion.discriminator.parameters()), epochs, 1)[0])
@@ -51,6 +54,10 @@ def train_in_host(attachment: Attachment, epochs: int, actor: Any = None, *, gen
         optimizer.register_state_dict_post_hook(turn.save)
         optimizer.register_load_state_dict_pre_hook(turn.load)
     return optimizer, scheduler
+
+
+def _processes() -> int:
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 class _Losses:
@@ -88,12 +95,10 @@ class _Turn:
     def __call__(self, optimizer: Optimizer, *_: Any) -> None:
         # by autograd.grad, as DDP would take a second backward for one of the forward that is over
         gradients = torch.autograd.grad(self.attachment.discriminator_loss(), self.parameters)
-        shared = distributed.is_available() and distributed.is_initialized()
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            if shared:
+            if _processes() > 1:
                 distributed.all_reduce(gradient)
-                gradient /= distributed.get_world_size()
-            parameter.grad = gradient
+            parameter.grad = gradient / _processes()
         for group in self.optimizer.param_groups:
             group["lr"] = optimizer.param_groups[0]["lr"]
         self.optimizer.step()

@@ -1,4 +1,4 @@
-"""The real training script of a host, with the README's lines put in. `test_training_real.py` runs this by its name."""
+"""The real training script of a host, with the README's lines put in. `test_ostrack_real.py` runs this by its name."""
 
 import functools
 import os
@@ -24,7 +24,7 @@ BUILD, SCRIPT = {"vipt": ("build_viptrack", "vipt"), "tbsi": ("build_tbsi_track"
 OPTIMIZER = "    optimizer, lr_scheduler = get_optimizer_scheduler(net, cfg)\n"
 LINES = {  # after the line of lib/train/train_script.py
     "import importlib\n": "from gmmt_fusion import GenerativeFusion, attach, train_in_host\n",
-    f"        net = {BUILD}(cfg)\n": '        handle = attach(net, GenerativeFusion.preset("small", channels=768))\n',
+    "    net.cuda()\n": '    handle = attach(net, GenerativeFusion.preset("small", channels=768))\n',
     OPTIMIZER: "    optimizer, lr_scheduler = train_in_host(handle, cfg.TRAIN.EPOCH, actor)\n",
 }
 LOGGED: list[tuple[str, int, float]] = []
@@ -154,9 +154,9 @@ def test_train_and_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert all(name.startswith("gmmt_fusion.fusion.") for name in changed)
     assert {name.split(".")[2] for name in changed} >= {"head", "network"} | ({"discriminator"} if options else set())
     parameters = dict(network.named_parameters())
-    print(f"{HOST} {options}: {len(changed & parameters.keys())} of {len(list(handle.fusion.parameters()))} of the "
-          f"plugin's parameters changed, {len(changed - parameters.keys())} statistics of its head; "
-          f"0 of the host's {len(fresh)} tensors")
+    out += (f"{HOST}{options}: {len(changed & parameters.keys())} of {len(list(handle.fusion.parameters()))} of the "
+            f"plugin's parameters changed, {len(changed - parameters.keys())} statistics of its head; "
+            f"0 of the host's {len(fresh)} tensors\n")
     logged = {(name, step): value for name, step, value in LOGGED}
     for step in (1, 2):
         of = {name: logged[f"train Loss/{name}", step] for name in ("total", "giou", "l1", "location", "generative")}

@@ -11,7 +11,8 @@ from hosts.harness import NAMES, checkout
 TESTS = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("files", ["test_law.py", "test_ostrack.py", "hosts/checks_ostrack.py"])
+@pytest.mark.parametrize("files", ["test_law.py", "test_ostrack.py", "hosts/checks_ostrack.py",
+                                   "hosts/checks_training.py"])
 @pytest.mark.parametrize("name", NAMES)
 def test_real_host(name: str, files: str) -> None:
     if checkout(name) is None:
