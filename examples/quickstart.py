@@ -42,6 +42,7 @@ def main() -> int:
     boxes, rates = {}, {}
     boxes[BASE], rates[BASE] = track_all(tracker, sequences, BASE)
 
+    print("rendering the fine-tuning pairs …", file=sys.stderr)
     pairs = DataLoader(PairDataset(TRAIN_SEEDS, sequences=100, length=16 * options.steps, seed=options.seed), 16)
     calibration = DataLoader(PairDataset(TRAIN_SEEDS, sequences=20, length=128, seed=options.seed + 1), 16)
     fusion = GenerativeFusion(64, size=SEARCH_MAP, method=options.method, network=options.network, residual="conv3x3")

@@ -168,6 +168,10 @@ def batch(model: nn.Module, **options: Any) -> dict[str, Tensor]:
 
 
 def train(model: nn.Module) -> dict[str, Tensor]:
-    """One forward in training, with its loss once more under the name that the table of cases asks for."""
-    out = model(batch(model))
-    return {**out, "scores": out["total_loss"]}
+    """One forward in training; beside the losses, the classes that the head gave, as "scores"."""
+    seen: list[tuple[Tensor, Tensor]] = []
+    hook = getattr(model, "module", model).head.register_forward_hook(lambda *call: seen.append(call[-1]))
+    try:
+        return {**model(batch(model)), "scores": seen[0][0]}
+    finally:
+        hook.remove()

@@ -1,5 +1,6 @@
 """The real training script of a host, with the README's lines put in. `test_ostrack_real.py` runs this by its name."""
 
+import copy
 import functools
 import os
 import pickle
@@ -114,7 +115,13 @@ def train(folder: Path, epochs: int, options: str = "", rank: int = -1) -> Any:
     """The trainer as the host's script leaves it."""
     names, settings = script(folder, epochs, options, rank)
     made, trainer = [], names["LTRTrainer"]
-    names["LTRTrainer"] = lambda *args, **kwargs: made.append(trainer(*args, **kwargs)) or made[0]
+
+    def make(*args: Any, **kwargs: Any) -> Any:
+        made.append(trainer(*args, **kwargs))
+        made[0].start = copy.deepcopy(plugin(made[0]))
+        return made[0]
+
+    names["LTRTrainer"] = make
     torch.manual_seed(max(rank, 0))
     try:
         names["run"](settings)
@@ -149,14 +156,16 @@ def test_train_and_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert list(map(id, trained)) == list(map(id, handle.parameters()))
     assert all(p.grad is None for name, p in network.named_parameters() if not name.startswith("gmmt_fusion."))
     saved = tmp_path / "checkpoints" / "train" / SCRIPT / "small" / f"{type(network).__name__}_ep0002.pth.tar"
-    first, second = (torch.load(saved.with_name(saved.name.replace("2", str(n))), weights_only=False) for n in (1, 2))
-    changed = {name for name in second["net"] if not torch.equal(first["net"][name], second["net"][name])}
+    start, end = {**fresh, **trainer.start}, torch.load(saved, weights_only=False)["net"]
+    assert start.keys() == end.keys()
+    changed = {name for name in end if not torch.equal(start[name], end[name])}
     assert all(name.startswith("gmmt_fusion.fusion.") for name in changed)
     assert {name.split(".")[2] for name in changed} >= {"head", "network"} | ({"discriminator"} if options else set())
     parameters = dict(network.named_parameters())
     out += (f"{HOST}{options}: {len(changed & parameters.keys())} of {len(list(handle.fusion.parameters()))} of the "
             f"plugin's parameters changed, {len(changed - parameters.keys())} statistics of its head; "
-            f"0 of the host's {len(fresh)} tensors\n")
+            f"0 of the host's {len(fresh)} tensors; not changed: "
+            f"{sorted(n for n in parameters if n.startswith('gmmt_fusion.') and n not in changed)}\n")
     logged = {(name, step): value for name, step, value in LOGGED}
     for step in (1, 2):
         of = {name: logged[f"train Loss/{name}", step] for name in ("total", "giou", "l1", "location", "generative")}
