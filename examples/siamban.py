@@ -8,9 +8,8 @@
 
 Models of one modality that are trained already go in with --rgb and --tir, checkpoints of siamban's tools/train.py.
 Without any the weights are random, and without a sequence it is a generated one: enough to see that all runs. In
-siamban's own scripts the change is three lines: `two_stream(model)` where the model is built, `attach(model, folder)`
-once its weights are loaded, and in training `+ 5 * outputs["generative_loss"]`, with an optimiser of
-`attachment.parameters()` in place of build_opt_lr's.
+siamban's own tools/train.py, where the model is the baseline that `two_stream` made, the change is an import, `attach`
+once its weights are loaded, and `train_in_host` where build_opt_lr makes its optimiser; the README shows the lines.
 """
 
 import argparse

@@ -21,8 +21,9 @@ def paper_optimizer(parameters: Iterable[nn.Parameter], epochs: int,
     Linearly from 0.001 to 0.005 over the first fifth, then log-linearly down to 0.00005; both ends are reached. Call
     `scheduler.step()` once an epoch, as the paper does, or with `steps_per_epoch` after every step.
 
-    In a host's own loop: `optimizer, scheduler = paper_optimizer(attachment.parameters(), epochs)`, after the host has
-    built its own; which parameters the host has switched off does not matter.
+    In a host's own loop `train_in_host` builds it, and adds the generative loss. By hand it is `optimizer, scheduler =
+    paper_optimizer(attachment.parameters(), epochs)`, after the host has built its own; which parameters the host has
+    switched off does not matter.
     """
     check_whole_number("epochs", epochs)
     check_whole_number("steps_per_epoch", steps_per_epoch)

@@ -10,7 +10,7 @@ from test_law import anatomy, assert_same_anatomy
 from tiny_hosts import ConcatTracker, SumTracker
 from torch import nn
 
-from gmmt_fusion import Attachment, GenerativeFusion, attach
+from gmmt_fusion import Attachment, GenerativeFusion, attach, load_host_checkpoint
 from gmmt_fusion.adapters import Adapter, ModuleAdapter
 
 CONCAT = CASES[0]
@@ -171,6 +171,16 @@ def test_loading_host_weights_after_attaching_is_explained() -> None:
     network.load_state_dict(network.state_dict())
     handle.detach()
     network.load_state_dict(CONCAT.build().state_dict())
+
+
+def test_a_checkpoint_of_the_hosts_own_trainer_loads_into_an_attached_network(tmp_path: Any) -> None:
+    network = CONCAT.build()
+    attach(network, CONCAT.make_fusion(), CONCAT.adapter())
+    expected = CONCAT.run(network)
+    torch.save({"net": network.state_dict(), "epoch": 3}, tmp_path / "ep0003.pth.tar")
+    other = attach(CONCAT.build(), GenerativeFusion(**CONCAT.fusion), CONCAT.adapter())
+    other.network.load_state_dict(load_host_checkpoint(tmp_path / "ep0003.pth.tar")["net"])
+    assert torch.equal(CONCAT.run(other.network), expected)
 
 
 @pytest.mark.parametrize("batches", [[], [[torch.rand(1, 6, 4, 4), torch.rand(1, 6, 8, 8) * torch.nan]], [object()]],
