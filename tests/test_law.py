@@ -224,7 +224,10 @@ def _distributed(rank: int, port: int) -> None:
         handle.fusion.manual_seed(rank)
         parallel = nn.parallel.DistributedDataParallel(network, find_unused_parameters=True)
         out = case.train(parallel)
-        loss = handle.generative_loss + (out["scores"] if isinstance(out, dict) else out[0]).square().mean()
+        if isinstance(out, dict):  # what DDP itself returned: its gradients are the ones that are shared
+            loss = out["generative_loss"] + out.get("total_loss", out["scores"]).square().mean()
+        else:
+            loss = handle.generative_loss + out[0].square().mean()
         loss.backward()
         for name, parameter in network.named_parameters():
             if not name.startswith("gmmt_fusion."):
