@@ -155,7 +155,7 @@ def feature_maps(handle: Attachment, sequence: Sequence, path: Path, title: str)
         patch = tracker.patch(sequence.visible[middle], sequence.infrared[middle])
         handle.network.track(patch)
     (rgb, tir), fused = maps[0][:2]
-    visible, infrared = rearrange(patch.byte(), "1 (m c) h w -> m h w c", m=2).numpy()
+    visible, infrared = rearrange(patch.byte().cpu(), "1 (m c) h w -> m h w c", m=2).numpy()
     generated = handle.fusion(rgb, tir)
     plots.feature_maps({"visible": visible, "infrared": infrared},
                        {"f_rgb": rgb[0], "f_tir": tir[0], "fused (host)": fused[0], "fused* (generated)": generated[0],

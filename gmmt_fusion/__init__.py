@@ -18,6 +18,10 @@ _HOMES = {"Attachment": "attachment", "attach": "attachment", "FusionOutput": "f
           "load_host_checkpoint": "host_checkpoint", "train_in_host": "host_loop"}
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def __getattr__(name: str) -> object:
     """Import a public name when it is first asked for, so that `import gmmt_fusion` costs next to nothing."""
     if name not in _HOMES:

@@ -111,8 +111,10 @@ class Attachment:
             The share of the variance of `fused` left unexplained.
         """
         with self.recorded() as pairs, torch.no_grad():
-            for batch in batches:
-                run_host(self.network, batch)
+            ran = [run_host(self.network, batch) is not None for batch in batches]
+        if ran and not pairs:
+            raise ValueError(f"the host ran {len(ran)} batches, and none of its maps is one that would be generated: "
+                             "look at the adapter's size, and whether the attachment is disabled or detached")
         return self.fusion.calibrate(pairs)
 
     def detach(self) -> None:
@@ -150,7 +152,8 @@ def attach(tracker: Any, fusion: GenerativeFusion | Any, adapter: Any = "auto",
 
     Args:
         tracker: the network (an nn.Module), or the object that holds it.
-        fusion: a GenerativeFusion, a folder, or a hub id.
+        fusion: a GenerativeFusion, a folder, or a hub id. One that was attached before, or loaded, brings its head
+            along; attached to several trackers of one kind it shares its weights, head included, among them.
         adapter: "auto" recognises the hosts of `gmmt_fusion.adapters`; else an Adapter, such as a ModuleAdapter.
         calibrate: batches of the host's inputs for `Attachment.calibrate`; omit for a fusion that was fine-tuned.
 
@@ -172,8 +175,14 @@ def attach(tracker: Any, fusion: GenerativeFusion | Any, adapter: Any = "auto",
                          f"maps of {channels} channels")
     own_head = network.get_submodule(adapter.head)
     points = {adapter.head: _plain_head, **adapter.points(network)}
+    if len({network.get_submodule(name) for name in points}) < len(points):
+        raise ValueError(f"two of {', '.join(map(repr, points))} are one module of {type(network).__name__}; expected "
+                         "a fusion and a head of their own")
     for name in points:
         module = network.get_submodule(name)
+        if name.startswith(f"{adapter.head}."):
+            raise ValueError(f"{name!r} lies inside the head {adapter.head!r}, whose copy takes its place; name a head "
+                             "that comes after the fusion")
         if "forward" in vars(module) or isinstance(module, torch.jit.ScriptModule):
             raise ValueError(f"{name!r} ({type(module).__name__}) has a forward of its own on the instance, or is "
                              "scripted; attach to the plain module")
@@ -181,7 +190,7 @@ def attach(tracker: Any, fusion: GenerativeFusion | Any, adapter: Any = "auto",
     tuned = fusion.head_state if fusion.head is None else fusion.head.state_dict()
     if tuned is not None:
         checkpoint.load_state(head, tuned, "the head saved with the fusion")
-    fusion.head, fusion.head_state = head, None
+    before, fusion.head, fusion.head_state = (fusion.head, fusion.head_state), head, None
     like = first_parameter(head)
     if like is not None:
         fusion.to(like.device, like.dtype)
@@ -201,6 +210,7 @@ def attach(tracker: Any, fusion: GenerativeFusion | Any, adapter: Any = "auto",
             attachment.calibrate(calibrate)
     except BaseException:
         attachment.detach()
+        fusion.head, fusion.head_state = before
         raise
     return attachment
 

@@ -1,6 +1,7 @@
 """One clear error for each bad input: the value, what was expected, and the mend."""
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor
 
 def check_whole_number(name: str, value: Any, least: int = 1, most: int | None = None) -> None:
     """Raise ValueError unless `value` is a whole number from `least` to `most`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not whole or value < least or (most is not None and value > most):
         bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
         raise ValueError(f"{name}={value!r} is out of range; expected a whole number {bounds}")
 
@@ -28,12 +30,12 @@ def check_choice(name: str, value: Any, known: Sequence[Any]) -> None:
 
 def check_size(size: int | Sequence[int]) -> tuple[int, int]:
     """(H, W) from a side or a pair of sides; ValueError for anything else."""
-    sides = (size, size) if isinstance(size, int) else tuple(size)
+    sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
     if len(sides) != 2:
         raise ValueError(f"size={size!r} has {len(sides)} sides; expected one number or (H, W)")
     for side in sides:
         check_whole_number("size", side)
-    return sides[0], sides[1]
+    return int(sides[0]), int(sides[1])
 
 
 def check_maps(features: Sequence[Tensor], fused: Tensor | None, modalities: int, channels: int) -> torch.dtype:

@@ -38,8 +38,7 @@ class FusionOutput:
     loss: Tensor
 
 
-class GenerativeFusion(nn.Module, ModelHubMixin, library_name="gmmt-fusion", license="apache-2.0",
-                       paper_url="https://arxiv.org/abs/2309.01728"):
+class GenerativeFusion(nn.Module, ModelHubMixin):
     """Generates the fused map of a multi-modal tracker from noise, conditioned on one feature map per modality.
 
     GMMT (Tang et al., AAAI 2024, arXiv 2309.01728). `fusion(f_1, …, f_m)` gives a map (B, C, H, W) from m maps
@@ -85,6 +84,7 @@ class GenerativeFusion(nn.Module, ModelHubMixin, library_name="gmmt-fusion", lic
         size = check_size(size)
         for name, number in (("channels", channels), ("modalities", modalities)):
             check_whole_number(name, number)
+        channels, modalities = int(channels), int(modalities)
         for name, value, known in (("method", method, METHODS), ("network", network, tuple(NETWORKS)),
                                    ("residual", residual, RESIDUALS), ("weighting", weighting, WEIGHTINGS),
                                    ("prediction_type", prediction_type, PREDICTION_TYPES)):
@@ -97,7 +97,6 @@ class GenerativeFusion(nn.Module, ModelHubMixin, library_name="gmmt-fusion", lic
             "prediction_type": prediction_type, "weighting": weighting,
             "last_step_probability": last_step_probability, "fixed_noise": fixed_noise, "scheduler": scheduler}
         self.channels, self.modalities, self.size = channels, modalities, size
-        self.fixed_noise = fixed_noise
         self.head: nn.Module | None = None  # the host's new head, once attached
         self.head_state: dict[str, Tensor] | None = None  # its loaded weights, until then
 
@@ -107,6 +106,8 @@ class GenerativeFusion(nn.Module, ModelHubMixin, library_name="gmmt-fusion", lic
             self.config["scheduler"] = None if scheduler is None else {
                 "_class_name": type(built).__name__,
                 **{key: value for key, value in built.config.items() if not key.startswith("_")}}
+            check_choice("the scheduler's prediction_type", built.config.prediction_type, PREDICTION_TYPES)
+            self.config["prediction_type"] = built.config.prediction_type
             if built.config.prediction_type == "epsilon" and steps == 1:
                 warnings.warn("prediction_type='epsilon' with steps=1: at t = T an error of the predicted noise is "
                               "multiplied by 1/√ᾱ_T; use 'sample' or 'v_prediction', or more steps", stacklevel=2)
@@ -116,7 +117,7 @@ class GenerativeFusion(nn.Module, ModelHubMixin, library_name="gmmt-fusion", lic
             self.method = ConditionalGAN(self.discriminator)
         else:
             self.method = Raw()
-        self.steps = self._check_steps(steps)
+        self.steps = steps
 
         inputs = (modalities + self.method.noise_maps) * channels
         try:
@@ -163,6 +164,24 @@ class GenerativeFusion(nn.Module, ModelHubMixin, library_name="gmmt-fusion", lic
             raise ValueError(f"preset {name!r} is unknown; expected one of {tuple(PRESETS)}")
         return cls(channels, size=size, **{**PRESETS[name], **options})
 
+    @property
+    def steps(self) -> int:
+        """Sampling steps of diffusion, 1 to T; may be set."""
+        return self.config["steps"]
+
+    @steps.setter
+    def steps(self, steps: int) -> None:
+        self.config["steps"] = int(self._check_steps(steps))
+
+    @property
+    def fixed_noise(self) -> bool:
+        """Whether inference starts from the same noise every time; may be set."""
+        return self.config["fixed_noise"]
+
+    @fixed_noise.setter
+    def fixed_noise(self, fixed: bool) -> None:
+        self.config["fixed_noise"] = bool(fixed)
+
     def extra_repr(self) -> str:
         return ", ".join(f"{key}={value!r}" for key, value in self.config.items() if value is not None)
 
@@ -198,14 +217,14 @@ class GenerativeFusion(nn.Module, ModelHubMixin, library_name="gmmt-fusion", lic
         Args:
             features: m maps (B, C, H, W).
             steps: s of diffusion, from 1 to T; default `self.steps`.
-            generator: draws the noise; default fixed noise, the same for every item of the batch, or `self.generator`
-                where `fixed_noise` is False.
+            generator: draws the noise; by default the starting noise is fixed, the same for every item of the batch,
+                or comes from `self.generator` where `fixed_noise` is False.
             num_samples: samples for each item.
             return_intermediates: return the estimates of x_0 at every step too.
 
         Returns:
             (B, C, H, W), or (num_samples, B, C, H, W) where num_samples is above 1; with return_intermediates a pair
-            of that and a list of `steps` maps of the same shape.
+            of that and a list of maps of the same shape, one for each call of the network.
 
         Raises:
             TypeError, ValueError: features, steps or num_samples that do not fit, named.

@@ -35,15 +35,14 @@ def train_in_host(attachment: Attachment, epochs: int, actor: Any = None, *, gen
         raise ValueError("the attachment is detached; attach the fusion again, before the host's optimiser is built")
     if not 0 <= generative_weight < math.inf:
         raise ValueError(f"generative_weight={generative_weight} is out of range; expected λ of at least 0")
-    if actor is None:
-        attachment._plugin.total_weight = generative_weight
-    elif callable(getattr(actor, "compute_losses", None)):
+    if actor is not None and not callable(getattr(actor, "compute_losses", None)):
+        raise ValueError(f"the actor is a {type(actor).__name__} without compute_losses; expected the host's actor, or "
+                         "none where the network returns its losses")
+    attachment._plugin.total_weight = generative_weight if actor is None else None
+    if actor is not None:
         # not over an earlier one of ours, with which Loss_gen would count twice
         own = getattr(actor.compute_losses, "own", actor.compute_losses)
         actor.compute_losses = _Losses(own, generative_weight)
-    else:
-        raise ValueError(f"the actor is a {type(actor).__name__} without compute_losses; expected the host's actor, or "
-                         "none where the network returns its losses")
     if _processes() > 1:  # other noise in every process
         generator = attachment.fusion.generator
         attachment.fusion.manual_seed((generator.initial_seed() + distributed.get_rank()) % 2**63)

@@ -131,8 +131,7 @@ class Diffusion:
         """Sample with `steps` steps from t = T down, a batch in one pass; the estimates of x_0 at every step."""
         x_t = cast(Tensor, noise)
         scheduler, batch = self.scheduler, len(x_t)
-        if steps == 1 and type(scheduler).__name__ == "DDIMScheduler" and scheduler.config.set_alpha_to_one:
-            # one DDIM step to ᾱ = 1 returns its x_0 whatever η is: the scheduler would be the identity
+        if steps == 1 and _one_step_is_x_0(scheduler):
             last = x_t.new_full((batch,), scheduler.config.num_train_timesteps - 1, dtype=torch.long)
             prediction = self.predict(network, features, residual, x_t, last)
             return [self.to_x_0(prediction, x_t, last)]
@@ -172,6 +171,13 @@ class Diffusion:
         in_x_0 = {"sample": torch.ones_like(snr), "epsilon": 1 / snr, "v_prediction": noise.square()}
         weight = {"x_0": torch.ones_like(snr), "noise": snr, "min_snr": snr.clamp(max=5.0)}
         return weight[self.weighting] * in_x_0[self.scheduler.config.prediction_type]
+
+
+def _one_step_is_x_0(scheduler: Any) -> bool:
+    """Whether one step returns its estimate of x_0 as it is, whatever η is: then the scheduler need not be run."""
+    config = scheduler.config
+    return (type(scheduler).__name__ == "DDIMScheduler" and config.set_alpha_to_one
+            and config.timestep_spacing == "trailing" and not config.clip_sample and not config.thresholding)
 
 
 def build_scheduler(scheduler: Any, prediction_type: str) -> Any:

@@ -152,7 +152,8 @@ class Discriminator(nn.Module):
     """D of the conditional GAN (the paper's supplement A): a ladder of strided convolutions down to one score.
 
     (B, C_in, H, W) → (B, 1, 1, 1) in [0, 1]; 3×3 convolutions of stride 2 without padding, BatchNorm and ReLU between
-    them, a sigmoid at the end. The paper's ladder for 31×31 maps is 768 → 256 → 64 → 16 → 1 channels.
+    them, a sigmoid at the end. The paper's ladder for 31×31 maps is 768 → 256 → 64 → 16 → 1 channels. Even sides take a
+    kernel of 4, so that every position counts.
     """
 
     def __init__(self, in_channels: int, channels: int, size: tuple[int, int]) -> None:
@@ -161,7 +162,8 @@ class Discriminator(nn.Module):
         layers: list[nn.Module] = []
         height, width = self.size
         while True:
-            kernel = (min(3, height), min(3, width))
+            # 4 on an even side: 3 would leave its last row unseen
+            kernel = (min(3 + (height % 2 == 0), height), min(3 + (width % 2 == 0), width))
             height, width = (height - kernel[0]) // 2 + 1, (width - kernel[1]) // 2 + 1
             if (height, width) == (1, 1):
                 break

@@ -67,8 +67,9 @@ class Plugin(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         # what belongs to one forward is not copied: a loss with a graph cannot be
-        return {**self.__dict__, "memory": {}, "generative_loss": None, "last_maps": None, "recorded": None,
-                "in_forward": False}
+        # and a copy made in `disabled()`, which nothing would end, is enabled
+        return {**self.__dict__, "enabled": True, "memory": {}, "generative_loss": None, "last_maps": None,
+                "recorded": None, "in_forward": False}
 
     def host_modules(self, network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         for name, module in network.named_modules():
@@ -164,10 +165,15 @@ class Root(Patched):
     def train(self, mode: bool = True) -> Any:
         super().train(mode)
         plugin = self._gmmt_plugin
-        plugin.host_training = {name: mode for name, _ in plugin.host_modules(self)}
+        # not `mode`: hosts keep some modules in eval mode
+        plugin.host_training = {name: module.training for name, module in plugin.host_modules(self)}
         if plugin.enabled:
             plugin.freeze(self)
         return self
+
+    def __setstate__(self, state: Any) -> None:
+        super().__setstate__(state)
+        self._gmmt_plugin.freeze(self)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         if not any(name.startswith(f"{PREFIX}.") for name in state_dict):

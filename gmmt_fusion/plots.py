@@ -75,7 +75,8 @@ def feature_maps(pictures: Mapping[str, np.ndarray], maps: Mapping[str, "Tensor"
         axis.imshow(picture, cmap="gray")
         axis.set_title(name, fontsize=9)
     for axis, (name, channels) in zip(axes[0, len(pictures):], maps.items(), strict=True):
-        deviation = channels.float() - channels.float().mean((-1, -2), keepdim=True)
+        channels = channels.detach().float().cpu()
+        deviation = channels - channels.mean((-1, -2), keepdim=True)
         energy = deviation.square().mean(0).sqrt().numpy()
         # the range is the inner part's: zero padding lights up a convolution's borders
         inner = energy[tuple(slice(side // 8, side - side // 8) for side in energy.shape)]

@@ -121,7 +121,10 @@ class _Run:
         from accelerate.utils import set_seed
 
         network, training = self.attachment.network, self.attachment.network.training
+        device = next(network.parameters()).device
         patches = {"forward", "_original_forward", "_is_accelerate_prepared"} - vars(network).keys()  # accelerate's
+        plugin = self.attachment._plugin
+        total_weight, plugin.total_weight = plugin.total_weight, None  # λ is applied here, once
         try:
             network.to(self.device).train()
             set_seed(self.seed + self.process)
@@ -140,7 +143,8 @@ class _Run:
         finally:
             for name in patches & vars(network).keys():
                 delattr(network, name)
-            network.train(training)
+            plugin.total_weight = total_weight
+            network.to(device).train(training)
 
     def train(self, epochs: int, tracking_loss: Callable, weight: float, max_norm: float, validate: Callable | None,
               save_every: int, progress: bool) -> dict[str, float]:

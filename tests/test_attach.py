@@ -1,5 +1,6 @@
 """`attach` and `Attachment` as a user meets them: two lines, files, and every mistake."""
 
+import copy
 import warnings
 from typing import Any
 
@@ -106,6 +107,12 @@ def closed() -> nn.Module:
     return network
 
 
+def aliased() -> nn.Module:
+    network = CONCAT.build()
+    network.alias = network.box_head
+    return network
+
+
 @pytest.mark.parametrize(("build", "fusion", "adapter", "error", "message"), [
     (CONCAT.build, CONCAT.make_fusion, lambda: ModuleAdapter("fusion", "box_head"), ValueError,
      r"no submodule 'fusion' \(it has rgb, tir, fuse, box_head"),
@@ -115,12 +122,17 @@ def closed() -> nn.Module:
     (CONCAT.build, CONCAT.make_fusion, lambda: "auto", ValueError, "no fusion point was found; looked for"),
     (NoHead, CONCAT.make_fusion, CONCAT.adapter, ValueError, "no submodule 'box_head'"),
     (closed, CONCAT.make_fusion, CONCAT.adapter, ValueError, "forward of its own on the instance"),
+    (CONCAT.build, CONCAT.make_fusion, lambda: ModuleAdapter("box_head.0", "box_head"), ValueError,
+     "lies inside the head 'box_head'"),
+    (aliased, CONCAT.make_fusion, lambda: ModuleAdapter("alias", "box_head"), ValueError,
+     "'box_head', 'alias' are one module"),
     (lambda: nn.Sequential(CONCAT.build()), CONCAT.make_fusion, lambda: ModuleAdapter("0.fuse", "0.box_head"),
      ValueError, "Sequential cannot hold the plugin"),
     (lambda: nn.DataParallel(CONCAT.build()), CONCAT.make_fusion, CONCAT.adapter, ValueError,
      "wrapped in DataParallel"),
     (CONCAT.build, lambda: "no/such/folder", CONCAT.adapter, OSError, "missing"),
-], ids=["no fusion", "no head", "class", "name", "unknown host", "other host", "closure", "sequential", "wrapped",
+], ids=["no fusion", "no head", "class", "name", "unknown host", "other host", "closure",
+        "inside the head", "one module", "sequential", "wrapped",
         "no folder"])
 def test_bad_attaching_leaves_the_host_as_it_was(build: Any, fusion: Any, adapter: Any, error: Any,
                                                  message: str) -> None:
@@ -214,6 +226,44 @@ def test_maps_that_are_no_maps_are_named() -> None:
 def test_adapter_base_class_needs_points() -> None:
     with pytest.raises(TypeError, match="points"):
         Adapter()  # type: ignore[abstract]
+
+
+def test_a_copy_made_while_disabled_generates() -> None:
+    network = CONCAT.build()
+    handle = attach(network, CONCAT.make_fusion(), CONCAT.adapter())
+    expected = CONCAT.run(network)
+    with handle.disabled():
+        twin = copy.deepcopy(network)
+    assert torch.equal(CONCAT.run(twin), expected)
+    assert not twin.rgb[0].weight.requires_grad
+
+
+def test_modules_that_the_host_keeps_in_eval_mode_come_back_so() -> None:
+    class Kept(ConcatTracker):
+        def train(self, mode: bool = True) -> Any:
+            super().train(mode)
+            self.rgb[1].training = False
+            return self
+
+    network = seeded(Kept)()
+    handle = attach(network, CONCAT.make_fusion(), CONCAT.adapter())
+    network.train()
+    handle.detach()
+    assert network.rgb[0].training and not network.rgb[1].training
+
+
+def test_a_failed_attaching_leaves_the_fusion_as_it_was() -> None:
+    fusion = CONCAT.make_fusion()
+    with pytest.raises(ValueError, match="no batches"):
+        attach(CONCAT.build(), fusion, CONCAT.adapter(), calibrate=[])
+    assert fusion.head is None
+
+
+def test_calibration_that_meets_no_map_says_so() -> None:
+    network = CONCAT.build()
+    with pytest.raises(ValueError, match="ran 1 batches, and none of its maps"):
+        attach(network, CONCAT.make_fusion(), ModuleAdapter("fuse", "box_head", size=31), calibrate=[images()])
+    assert not hasattr(network, "gmmt_fusion")
 
 
 def test_same_seed_same_boxes_and_no_warnings() -> None:

@@ -263,6 +263,14 @@ def test_discriminator_and_generator_learn_in_turn() -> None:
     assert not ids & {id(p) for p in fusion.discriminator.parameters()}
 
 
+@pytest.mark.parametrize("size", [2, 4, 8, 12, 16, 25, 31, (10, 7)])
+def test_discriminator_sees_every_position(size: Any) -> None:
+    fusion = build(method="cgan", size=size)
+    x = torch.randn(8, 24, *fusion.size, requires_grad=True)
+    fusion.discriminator.train()(x).square().sum().backward()
+    assert (x.grad.abs().amax((0, 1)) > 0).all()
+
+
 def test_discriminator_is_the_papers_for_31() -> None:
     fusion = GenerativeFusion(256, size=31, method="cgan", **TINY)
     widths = [m.out_channels for m in fusion.discriminator.modules() if isinstance(m, nn.Conv2d)]
@@ -281,6 +289,26 @@ def test_save_and_load_is_bit_identical(tmp_path: Any, method: str, network: str
     assert torch.equal(loaded.eval()(*features), fusion(*features)) and loaded.size == fusion.size
     assert sorted(p.name for p in (tmp_path / "fusion").iterdir()) == ["config.json", "model.safetensors"]
     assert json.loads((tmp_path / "fusion/config.json").read_text())["_version"]
+
+
+def test_what_is_set_later_is_saved(tmp_path: Any) -> None:
+    fusion = build()
+    fusion.steps, fusion.fixed_noise = 5, False
+    fusion.save_pretrained(tmp_path)
+    loaded = GenerativeFusion.from_pretrained(tmp_path)
+    assert (loaded.steps, loaded.fixed_noise) == (5, False)
+    with pytest.raises(ValueError, match="steps=0"):
+        fusion.steps = 0
+
+
+def test_a_given_scheduler_keeps_its_settings_and_its_prediction_type() -> None:
+    from diffusers import DDIMScheduler
+
+    fusion = build(scheduler=DDIMScheduler(prediction_type="v_prediction", clip_sample=True), residual=None)
+    assert fusion.config["prediction_type"] == "v_prediction"
+    assert fusion(*maps()).abs().max() <= 1  # clipped, in one step as in several
+    with pytest.raises(ValueError, match="flow_prediction"):
+        build(scheduler=DDIMScheduler(prediction_type="flow_prediction"))
 
 
 def test_saving_is_atomic(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -382,6 +410,7 @@ def test_bad_calls(call: Any, message: str) -> None:
     {"network": "transformer"}, {"residual": "second"}, {"prediction_type": "x0"}, {"weighting": "snr"},
     {"last_step_probability": 1.5}, {"eta": -1.0}, {"steps": 0}, {"network_config": {"layers": 3}},
     {"network_config": {"width": 30, "heads": 4}}, {"network_config": {"depth": 0}}, {"method": "raw", "steps": 5},
+    {"size": None}, {"size": "16"}, {"size": 16.0},
     {"scheduler": {"_class_name": "NoScheduler"}}, {"scheduler": {"_class_name": "FlowMatchEulerDiscreteScheduler"}},
 ], ids=str)
 def test_bad_options(options: dict[str, Any]) -> None:
