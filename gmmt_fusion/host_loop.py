@@ -69,6 +69,9 @@ class _Losses:
         result = self.own(out, *args, **kwargs)
         generative = out.get("generative_loss")  # not the attachment's: DDP hands on another tensor
         if generative is None:
+            if torch.is_grad_enabled():  # a validation has them off
+                raise ValueError("the network generated in eval mode where gradients are on; call network.train() "
+                                 "before a training step, or torch.no_grad() around a validation")
             return result
         loss, *status = result if isinstance(result, tuple) else (result,)
         total = loss + self.weight * generative

@@ -162,6 +162,10 @@ def test_bad_input() -> None:
         train_in_host(handle, 10, nn.Linear(1, 1))
     with pytest.raises(ValueError, match="epochs=0"):
         train_in_host(handle, 0, Actor(handle.network))
+    actor = Actor(handle.network.eval())
+    train_in_host(handle, 10, actor)
+    with pytest.raises(ValueError, match=r"in eval mode where gradients are on; call network\.train\(\)"):
+        actor(images())
     handle.detach()
     with pytest.raises(ValueError, match="the attachment is detached"):
         train_in_host(handle, 10, Actor(handle.network))
