@@ -6,6 +6,7 @@ import functools
 import os
 import pickle
 import re
+import socket
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from gmmt_fusion import Attachment, GenerativeFusion, attach, load_host_checkpoint
 from gmmt_fusion.adapters import siamban
@@ -329,6 +330,36 @@ def test_compiled(pairs: Any, levels: int) -> None:
             torch.testing.assert_close(compiled(pair["search"]), model.track(pair["search"]))
         handle.detach()
         torch.testing.assert_close(compiled(pair["search"]), model.track(pair["search"]))
+
+
+def _process(rank: int, port: int) -> None:
+    torch.set_num_threads(1)
+    sys.path.insert(0, str(CHECKOUT))
+    if not torch.cuda.is_available():
+        Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
+    distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    configure(1)
+    model = siamban.two_stream(build(1, 0))
+    handle = attach(model, plugin(1))
+    handle.fusion.manual_seed(rank)
+    parallel = nn.parallel.DistributedDataParallel(model.train(), find_unused_parameters=True)
+    out = parallel(batch())
+    (out["total_loss"] + 5 * out["generative_loss"]).backward()
+    trained = {id(p) for p in handle.parameters()}
+    assert all(p.grad is None for p in model.parameters() if id(p) not in trained)
+    for parameter in handle.parameters():
+        gradients = [torch.empty_like(parameter) for _ in range(2)]
+        distributed.all_gather(gradients, parameter.grad)
+        assert torch.equal(*gradients)
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+def test_distributed_data_parallel() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(_process, args=(port,), nprocs=2)
 
 
 def test_upstreams_raw_head_is_refused(singles: Any) -> None:
