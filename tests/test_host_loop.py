@@ -1,15 +1,15 @@
 """`train_in_host` in loops such as hosts have, on tiny hosts; the real ones are in tests/hosts."""
 
 import copy
-import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from cases import CASES, images
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from training_data import assert_same, attached, weights
+from two_processes import of_both, run_in_two_processes
 
 from gmmt_fusion import Attachment, train_in_host
 from gmmt_fusion.recipes import paper_optimizer
@@ -171,9 +171,7 @@ def test_bad_input() -> None:
         train_in_host(handle, 10, Actor(handle.network))
 
 
-def _process(rank: int, port: int) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+def _process(rank: int) -> None:
     handle = attached(CONCAT, method="cgan")
     actor = Actor(nn.parallel.DistributedDataParallel(handle.network, find_unused_parameters=True))
     optimizer, _ = train_in_host(handle, 10, actor)
@@ -182,18 +180,10 @@ def _process(rank: int, port: int) -> None:
     for _ in range(2):
         step(actor, optimizer)
     for name, parameter in handle.fusion.named_parameters():
-        values = [torch.empty_like(parameter) for _ in range(2)]
-        distributed.all_gather(values, parameter.detach())
-        assert torch.equal(*values) and not torch.equal(parameter, before[name]), name
-    losses = [torch.zeros(()) for _ in range(2)]
-    distributed.all_gather(losses, handle.generative_loss.detach())
+        assert torch.equal(*of_both(parameter.detach())) and not torch.equal(parameter, before[name]), name
+    losses = of_both(handle.generative_loss.detach())
     assert losses[0] != losses[1]  # the same images, other noise
-    distributed.barrier()
-    distributed.destroy_process_group()
 
 
 def test_distributed_data_parallel() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.start_processes(_process, args=(port,), nprocs=2, start_method="fork")
+    run_in_two_processes(_process)

@@ -1,15 +1,14 @@
 """The law of patching: attaching changes nothing that the user did not ask for, and detaching leaves no trace."""
 
 import copy
-import os
 import pickle
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from cases import CASES, Case
 from torch import Tensor, nn
+from two_processes import of_both, run_in_two_processes
 
 from gmmt_fusion import Attachment, attach
 
@@ -215,9 +214,7 @@ def test_random_state_is_not_touched(case: Case) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def _distributed(rank: int, port: int) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+def _distributed(rank: int) -> None:
     for case in CASES:
         network, handle = attached(case)
         network.train()
@@ -233,20 +230,9 @@ def _distributed(rank: int, port: int) -> None:
             if not name.startswith("gmmt_fusion."):
                 assert parameter.grad is None, name
             elif parameter.grad is not None:
-                grads = [torch.empty_like(parameter.grad) for _ in range(2)]
-                dist.all_gather(grads, parameter.grad)
-                assert torch.equal(*grads), f"{case.name}: {name}"
+                assert torch.equal(*of_both(parameter.grad)), f"{case.name}: {name}"
         assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in handle.parameters()), case.name
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 def test_distributed_data_parallel() -> None:
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    path = os.pathsep.join([os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")])
-    os.environ["PYTHONPATH"] = path
-    torch.multiprocessing.spawn(_distributed, args=(port,), nprocs=2)
+    run_in_two_processes(_distributed)

@@ -6,7 +6,6 @@ import functools
 import os
 import pickle
 import re
-import socket
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -18,7 +17,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
+from two_processes import of_both, run_in_two_processes
 
 from gmmt_fusion import Attachment, GenerativeFusion, attach, load_host_checkpoint
 from gmmt_fusion.adapters import siamban
@@ -332,12 +332,10 @@ def test_compiled(pairs: Any, levels: int) -> None:
         torch.testing.assert_close(compiled(pair["search"]), model.track(pair["search"]))
 
 
-def _process(rank: int, port: int) -> None:
-    torch.set_num_threads(1)
+def _process(rank: int) -> None:
     sys.path.insert(0, str(CHECKOUT))
     if not torch.cuda.is_available():
         Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
-    distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     configure(1)
     model = siamban.two_stream(build(1, 0))
     handle = attach(model, plugin(1))
@@ -348,18 +346,11 @@ def _process(rank: int, port: int) -> None:
     trained = {id(p) for p in handle.parameters()}
     assert all(p.grad is None for p in model.parameters() if id(p) not in trained)
     for parameter in handle.parameters():
-        gradients = [torch.empty_like(parameter) for _ in range(2)]
-        distributed.all_gather(gradients, parameter.grad)
-        assert torch.equal(*gradients)
-    distributed.barrier()
-    distributed.destroy_process_group()
+        assert torch.equal(*of_both(parameter.grad))
 
 
 def test_distributed_data_parallel() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_process, args=(port,), nprocs=2)
+    run_in_two_processes(_process)
 
 
 def test_upstreams_raw_head_is_refused(singles: Any) -> None:
