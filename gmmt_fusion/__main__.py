@@ -16,13 +16,16 @@ from .metrics import Scores, evaluate
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one subcommand; bad input ends in one sentence on stderr and exit code 2."""
+    """Run one subcommand; bad input ends in one sentence on stderr and exit code 2, Ctrl-C in 130."""
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -51,7 +54,65 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="folder of the curves (default: %(default)s)",
     )
+
+    command = commands.add_parser("track", help="run a tracker over a benchmark, or over your own pair of videos")
+    command.set_defaults(run=_track)
+    command.add_argument(
+        "--tracker",
+        required=True,
+        metavar="SPEC",
+        help="module:function or file.py:function, without arguments, that returns the tracker",
+    )
+    command.add_argument("--fusion", metavar="DIR", help="saved fusion to attach to it")
+    command.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the result files")
+    command.add_argument("--benchmark", choices=benchmarks.BENCHMARKS, help="layout of --data")
+    command.add_argument("--data", type=Path, metavar="DIR", help="folder of a benchmark's sequences")
+    command.add_argument("--sequences", type=Path, metavar="FILE", help="names of the sequences, one per line")
+    command.add_argument("--video", action="store_true", help="write annotated videos, too")
+    command.add_argument("--visible", type=Path, metavar="PATH", help="your own video, or folder of pictures")
+    command.add_argument("--auxiliary", type=Path, metavar="PATH", help="the same in thermal or depth")
+    command.add_argument("--box", type=_box, metavar="X,Y,W,H", help="of the target in its first frame, in pixels")
     return parser
+
+
+def _box(text: str) -> list[float]:
+    try:
+        x, y, w, h = map(float, text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected four numbers x,y,w,h") from None
+    return [x, y, w, h]
+
+
+def _track(options: argparse.Namespace) -> None:
+    own = (options.visible, options.auxiliary, options.box)
+    folder = (options.benchmark, options.data)
+    if all(own) == all(folder) or any((*folder, options.sequences) if all(own) else own):
+        raise ValueError("expected --benchmark and --data, or else --visible, --auxiliary and --box")
+    from . import tracking
+
+    given = ("tracker", "fusion", "benchmark", "data", "visible", "auxiliary", "box")
+    settings = {name: str(value) for name in given if (value := getattr(options, name))}
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always", UserWarning)
+        if options.benchmark:
+            names = benchmarks.read_names(options.sequences) if options.sequences else None
+            sequences = tracking.open_sequences(options.data, options.benchmark, names)
+        else:
+            sequences = [tracking.open_pair(*own)]
+    for note in notes:
+        print(f"note: {note.message}", file=sys.stderr)
+    tracker = tracking.load_tracker(options.tracker, options.fusion)
+    times = tracking.track_folder(
+        tracker,
+        sequences,
+        options.out,
+        settings,
+        confidence=bool(options.benchmark) and benchmarks.BENCHMARKS[options.benchmark].long_term,
+        videos=options.video or not options.benchmark,
+    )
+    frames, seconds = (sum(column) for column in zip((0, 0.0), *times.values(), strict=True))
+    rate = f": {frames} frames, {frames / seconds:.1f} frames/s in the tracker" if times else ", all were there"
+    print(f"tracked {len(times)} of {len(sequences)} sequences{rate}; look into {options.out}")
 
 
 def _evaluate(options: argparse.Namespace) -> None:

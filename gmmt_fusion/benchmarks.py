@@ -19,22 +19,24 @@ _SEQUENCES, _ORDER = "SequencesName.txt", "Attributes_order.txt"
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Where a benchmark keeps its ground truth.
+    """Where a benchmark keeps its ground truth and its pictures.
 
     `truth` lists, for each modality, the file names that may hold it inside a sequence's folder; `flat` allows
-    `<sequence>.txt` in one folder. `round_corners`: the official kit rounds results given as corners.
+    `<sequence>.txt` in one folder. `pictures`: the folders of the visible and the auxiliary frames, inside a
+    sequence's. `round_corners`: the official kit rounds results given as corners.
     """
 
     truth: tuple[tuple[str, ...], ...]
+    pictures: tuple[str, str] = ("visible", "infrared")
     truth_format: str = "xywh"
     flat: bool = False
     round_corners: bool = False
     long_term: bool = False
 
 
-_LONG_TERM = Benchmark((("groundtruth.txt", "groundtruth_rect.txt"),), long_term=True)
+_LONG_TERM = Benchmark((("groundtruth.txt", "groundtruth_rect.txt"),), ("color", "depth"), long_term=True)
 BENCHMARKS = {
-    "gtot": Benchmark((("groundTruth_v.txt",), ("groundTruth_i.txt",)), truth_format="xyxy", round_corners=True),
+    "gtot": Benchmark((("groundTruth_v.txt",), ("groundTruth_i.txt",)), ("v", "i"), "xyxy", round_corners=True),
     "rgbt234": Benchmark((("visible.txt",), ("infrared.txt",)), round_corners=True),
     "lasher": Benchmark((("init.txt", "visible.txt"),), flat=True),
     "rgbd1k": _LONG_TERM,
