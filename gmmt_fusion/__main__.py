@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from . import benchmarks, plots
+from . import benchmarks, figures, plots
 from .metrics import Scores, evaluate
 
 
@@ -72,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--visible", type=Path, metavar="PATH", help="your own video, or folder of pictures")
     command.add_argument("--auxiliary", type=Path, metavar="PATH", help="the same in thermal or depth")
     command.add_argument("--box", type=_box, metavar="X,Y,W,H", help="of the target in its first frame, in pixels")
+    figures.add_command(commands)
     return parser
 
 
