@@ -10,8 +10,6 @@ fusion is the preset "small". An epoch is the median step times the steps; loadi
 import argparse
 import itertools
 import json
-import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -21,14 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from einops import rearrange
+from hosts import ViTB, machine, now
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from gmmt_fusion import GenerativeFusion, attach
 from gmmt_fusion.adapters import ModuleAdapter
 from gmmt_fusion.cache import cache_features
-from gmmt_fusion.networks import Block
 from gmmt_fusion.training import fine_tune
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
@@ -37,40 +34,6 @@ from embedded.siamese import SEARCH_MAP, SiameseTracker, classification_loss, io
 from embedded.training import PairDataset
 
 Loss = Callable[[nn.Module, dict[str, Tensor]], Tensor]
-
-
-class ViTB(nn.Module):
-    """Template (B, 6, 128, 128) and search (B, 6, 256, 256) to scores, offsets and sizes, (B, 5, 16, 16)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Conv2d(3, 768, 16, stride=16)
-        self.position = nn.Parameter(0.02 * torch.randn(1, 320, 768))
-        self.blocks = nn.Sequential(*(Block(768, 12) for _ in range(12)))
-        self.norm = nn.LayerNorm(768)
-        self.fuse = nn.Sequential(nn.Conv2d(1536, 768, 3, padding=1), nn.BatchNorm2d(768), nn.ReLU())
-        self.head = Towers()
-
-    def forward(self, template: Tensor, search: Tensor) -> Tensor:
-        streams = []
-        for modality in range(2):
-            images = [x[:, 3 * modality:3 * modality + 3] for x in (template, search)]
-            tokens = torch.cat([rearrange(self.embed(x), "b c h w -> b (h w) c") for x in images], dim=1)
-            tokens = self.norm(self.blocks(tokens + self.position))
-            streams.append(rearrange(tokens[:, 64:], "b (h w) c -> b c h w", h=16))
-        return self.head(self.fuse(torch.cat(streams, dim=1)))
-
-
-class Towers(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        widths = (768, 256, 128, 64, 32)
-        self.towers = nn.ModuleList(nn.Sequential(*(
-            nn.Sequential(nn.Conv2d(i, o, 3, padding=1), nn.BatchNorm2d(o), nn.ReLU(inplace=True))
-            for i, o in itertools.pairwise(widths)), nn.Conv2d(32, outputs, 1)) for outputs in (1, 2, 2))
-
-    def forward(self, fused: Tensor) -> Tensor:
-        return torch.cat([tower(fused) for tower in self.towers], dim=1)
 
 
 class RandomPairs(Dataset):
@@ -138,15 +101,6 @@ def measure(host: dict[str, Any], batch: int, dtype: str | None, folder: Path) -
             "ratio": through / cached, "megabytes_per_sample": cache.bytes_per_sample / 1e6}
 
 
-def machine() -> dict[str, Any]:
-    models = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-              if line.startswith("model name")] if Path("/proc/cpuinfo").is_file() else []
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    return {"device": device, "processor": models[0] if models else platform.processor() or platform.machine(),
-            "threads": torch.get_num_threads(), "load": os.getloadavg()[0], "python": platform.python_version(),
-            "torch": torch.__version__}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
@@ -156,7 +110,8 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float16")
     options = parser.parse_args()
 
-    report: dict[str, Any] = {"command": " ".join(sys.argv), **machine(), "rows": {}}
+    report: dict[str, Any] = {"command": " ".join(sys.argv), 
+                              **machine(torch.device("cpu")), **now(), "rows": {}}
     for name in options.hosts:
         torch.manual_seed(0)
         host = {"embedded": embedded, "vit_b": vit_b}[name](options.steps * options.batch)

@@ -116,6 +116,8 @@ def cache_features(attachment: Attachment, loader: Any, folder: Any, *,
                    shard_size: int = 256, seed: int = 0, progress: bool = True) -> CachedFeatures:
     """Run the frozen host over a loader and write what training needs of it, the maps and the head's other inputs.
 
+    With an `Attachment.degradation` the maps are those of the spoilt inputs, and the fused ones of the clean.
+
     Interrupted, and called again with the same arguments, it goes on after the last whole shard.
 
     Args:
@@ -141,7 +143,9 @@ def cache_features(attachment: Attachment, loader: Any, folder: Any, *,
     batches = RepeatableLoader(loader, seed)
     folder, total = Path(folder), passes * len(batches)
     settings = {"format": 1, "batches": total, "passes": passes, "dtype": dtype, "seed": seed,
-                "shard_size": shard_size, "source": _source(attachment)}
+                "shard_size": shard_size, "source": _source(attachment),
+                "degradation": getattr(attachment.degradation, "__qualname__", None)
+                or (attachment.degradation and repr(attachment.degradation))}
     manifest = _read_manifest(folder) or {**settings, "shards": []}
     differences = _differences({key: manifest.get(key) for key in settings}, settings)
     if differences:
@@ -153,12 +157,14 @@ def cache_features(attachment: Attachment, loader: Any, folder: Any, *,
     device = next(network.parameters()).device
     done = _batches(manifest)
     rows: list[dict[str, Tensor]] = []
+    random_state = attachment.fusion.generator.get_state()
     network.train()  # hosts do other things at inference; what is frozen stays in eval mode
     try:
         with torch.no_grad(), tqdm(total=total, initial=done, desc="cache", disable=not progress) as bar:
             for number in range(done // len(batches), passes):
                 for batch in batches.epoch(number, done - number * len(batches)):
                     batch = send_to_device(batch, device)
+                    attachment.fusion.manual_seed(seed * total + done)  # a degradation draws from it
                     row, head_inputs = _record(attachment, functools.partial(forward, network, batch))
                     dtypes = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in row.items()}
                     for key, value in (("head_inputs", head_inputs), ("dtypes", dtypes)):
@@ -174,18 +180,23 @@ def cache_features(attachment: Attachment, loader: Any, folder: Any, *,
                         rows = []
     finally:
         network.train(training)
+        attachment.fusion.generator.set_state(random_state)
     return CachedFeatures(folder)
 
 
 def _record(attachment: Attachment, run: Callable[[], Any]) -> tuple[dict[str, Tensor], Any]:
     """The maps and head inputs of one forward by name, and how to call the head with them."""
     head, calls = next(m for m in attachment.network.modules() if isinstance(m, Point) and m._gmmt_is_head), []
-    hook = head.register_forward_pre_hook(lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True)
-    try:
-        with attachment.recorded() as pairs:
+    with attachment.recorded() as pairs:
+        def keep(_: nn.Module, args: Any, kwargs: Any) -> None:
+            if attachment._plugin.recorded is pairs:  # and not the clean pass before a degraded one
+                calls.append((args, kwargs))
+
+        hook = head.register_forward_pre_hook(keep, with_kwargs=True)
+        try:
             run()
-    finally:
-        hook.remove()
+        finally:
+            hook.remove()
     if len(pairs) != 1 or len(calls) != 1:
         raise ValueError(f"a forward fused {len(pairs)} maps and called the head {len(calls)} times; a cache needs one "
                          "each (forward=… says what a training forward is)")

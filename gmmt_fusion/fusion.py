@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from . import checkpoint
 from .calibration import least_squares_convolution, moments
 from .checks import check_choice, check_finite, check_maps, check_share, check_size, check_whole_number
+from .inference import Optimized
 from .methods import PREDICTION_TYPES, WEIGHTINGS, ConditionalGAN, Diffusion, Raw, build_scheduler, standard_normal
 from .networks import NETWORKS, Discriminator, UNet, UViT
 
@@ -99,6 +100,7 @@ class GenerativeFusion(nn.Module, ModelHubMixin):
         self.channels, self.modalities, self.size = channels, modalities, size
         self.head: nn.Module | None = None  # the host's new head, once attached
         self.head_state: dict[str, Tensor] | None = None  # its loaded weights, until then
+        self.optimized: Optimized | None = None
 
         self.method: Raw | Diffusion
         if method == "diffusion":
@@ -207,7 +209,16 @@ class GenerativeFusion(nn.Module, ModelHubMixin):
 
     def forward(self, *features: Tensor) -> Tensor:
         """One sample of the fused map, (B, C, H, W), from m maps (B, C, H, W). Inference, without gradient."""
-        return self.sample(features)
+        return self.sample(features) if self.optimized is None or self.training else self.optimized(self, features)
+
+    def optimize(self, enabled: bool = True, *, dtype: torch.dtype | None = None, compile: str | None = None) -> None:
+        """Make `forward` faster in eval mode, or as it was; see `Attachment.optimize`."""
+        self.optimized = Optimized(self, dtype, compile) if enabled else None
+
+    def train(self, mode: bool = True) -> "GenerativeFusion":
+        if mode and self.optimized is not None:
+            self.optimized.runs = {}
+        return super().train(mode)
 
     @torch.no_grad()
     def sample(self, features: Sequence[Tensor], steps: int | None = None, generator: torch.Generator | None = None,
@@ -233,7 +244,7 @@ class GenerativeFusion(nn.Module, ModelHubMixin):
         steps = self.steps if steps is None else self._check_steps(steps)
         check_whole_number("num_samples", num_samples)
         batch = len(features[0])
-        maps = [f.repeat(num_samples, 1, 1, 1) for f in self._normalise(features)]
+        maps = [f if num_samples == 1 else f.repeat(num_samples, 1, 1, 1) for f in self._normalise(features)]
         if generator is None and not self.fixed_noise:
             generator = self.generator
         noise = self._noise(num_samples, maps[0], generator) if self.method.noise_maps else None
@@ -349,11 +360,12 @@ class GenerativeFusion(nn.Module, ModelHubMixin):
         return fusion
 
     def _network(self, maps: list[Tensor], timesteps: Tensor) -> Tensor:
-        return self.network(torch.cat([x.to(self.fused_std.dtype) for x in maps], dim=1), timesteps)
+        dtype = next(self.network.parameters()).dtype
+        return self.network(torch.cat([x.to(dtype) for x in maps], dim=1), timesteps)
 
     def _residual(self, maps: list[Tensor]) -> Tensor | int:
         if self.residual is not None:
-            return self.residual(torch.cat(maps, dim=1)).float()
+            return self.residual(torch.cat(maps, dim=1).to(self.residual.weight.dtype)).float()
         return maps[0].float() if self.config["residual"] == "first" else 0
 
     def _normalise(self, features: Sequence[Tensor]) -> list[Tensor]:

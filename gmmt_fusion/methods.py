@@ -26,6 +26,11 @@ class Raw:
     """The network alone, without noise: fused* = U(f_1 … f_m); Loss_gen = L2(fused, fused*) (Eq. 6, Loss_RAW)."""
 
     noise_maps = 0
+    first_timestep = 0
+
+    def is_one_pass(self, steps: int) -> bool:
+        """Whether a sample is one pass of the network at `first_timestep`, from the noise as it is drawn."""
+        return True
 
     def sample(self, network: Network, features: list[Tensor], residual: Tensor | int, noise: Tensor | None,
                steps: int, generator: torch.Generator | None) -> list[Tensor]:
@@ -93,6 +98,10 @@ class Diffusion:
         self.weighting = weighting
         self.last_step_probability = last_step_probability
         self.eta = eta
+        self.first_timestep = int(scheduler.config.num_train_timesteps) - 1
+
+    def is_one_pass(self, steps: int) -> bool:
+        return steps == 1 and _one_step_is_x_0(self.scheduler)
 
     def signal_and_noise(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """√ᾱ_t and √(1 − ᾱ_t) of Eq. 2 in float32, as (B, 1, 1, 1)."""
@@ -131,8 +140,8 @@ class Diffusion:
         """Sample with `steps` steps from t = T down, a batch in one pass; the estimates of x_0 at every step."""
         x_t = cast(Tensor, noise)
         scheduler, batch = self.scheduler, len(x_t)
-        if steps == 1 and _one_step_is_x_0(scheduler):
-            last = x_t.new_full((batch,), scheduler.config.num_train_timesteps - 1, dtype=torch.long)
+        if self.is_one_pass(steps):
+            last = x_t.new_full((batch,), self.first_timestep, dtype=torch.long)
             prediction = self.predict(network, features, residual, x_t, last)
             return [self.to_x_0(prediction, x_t, last)]
         scheduler = type(scheduler).from_config(scheduler.config)  # its own state, so that samplings may interleave

@@ -61,6 +61,8 @@ class UViT(nn.Module):
         final_conv: a 3×3 convolution on the output maps, as Bao et al. use.
     """
 
+    first_layer = "embed"
+
     def __init__(self, in_channels: int, out_channels: int, size: tuple[int, int], *, width: int | None = None,
                  depth: int = 1, heads: int | None = None, final_conv: bool = False) -> None:
         super().__init__()
@@ -91,12 +93,16 @@ class UViT(nn.Module):
     def last_layer(self) -> nn.Module:
         return self.final_conv or self.out
 
+    def first(self, x: Tensor) -> Tensor:
+        """The first layer, affine in x (B, C_in, H, W): tokens (B, H·W, width)."""
+        return self.embed(rearrange(x, "b c h w -> b (h w) c"))
+
     def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
         height, width = x.shape[-2:]
         position: Tensor = self.position
         if (height, width) != self.size:
             position = F.interpolate(position.float(), (height, width), mode="bicubic").to(position.dtype)
-        tokens = self.embed(rearrange(x, "b c h w -> b (h w) c")) + rearrange(position, "b c h w -> b (h w) c")
+        tokens = self.first(x) + rearrange(position, "b c h w -> b (h w) c")
         time = rearrange(timestep_embedding(timesteps, self.width), "b c -> b 1 c") + self.time_position
         tokens = torch.cat([time.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], dim=1)
         skips = []
@@ -120,6 +126,8 @@ class UNet(nn.Module):
             channels; `depth`: residual blocks a level (the paper's n is `depth · len(widths)`).
     """
 
+    first_layer = "unet.conv_in"
+
     def __init__(self, in_channels: int, out_channels: int, size: tuple[int, int], *,
                  widths: tuple[int, ...] | None = None, depth: int = 1) -> None:
         super().__init__()
@@ -140,12 +148,40 @@ class UNet(nn.Module):
     def last_layer(self) -> nn.Module:
         return self.unet.conv_out
 
+    def pad(self, x: Tensor) -> Tensor:
+        """Every level halves the map: UNet2DModel fails on sides that do not divide."""
+        bottom, right = -x.shape[-2] % self.multiple, -x.shape[-1] % self.multiple
+        return F.pad(x, (0, right, 0, bottom), mode="replicate") if bottom or right else x
+
+    def first(self, x: Tensor) -> Tensor:
+        """The first layer, affine in x (B, C_in, H, W)."""
+        return self.unet.conv_in(self.pad(x))
+
+    def freeze_time(self, timestep: int) -> None:
+        """Put the time embedding of one timestep in place of its layers, a tenth of the weights."""
+        like = next(self.parameters())
+        embedding = self.unet.time_embedding(self.unet.time_proj(torch.tensor([timestep], device=like.device)).to(like))
+        self.unet.time_embedding = Constant(embedding)
+        for module in self.unet.modules():
+            if getattr(module, "time_emb_proj", None) is not None:
+                module.time_emb_proj = Constant(module.time_emb_proj(module.nonlinearity(embedding)))
+
     def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
         height, width = x.shape[-2:]
-        bottom, right = -height % self.multiple, -width % self.multiple
-        if bottom or right:  # every level halves the map: UNet2DModel fails on sides that do not divide
-            x = F.pad(x, (0, right, 0, bottom), mode="replicate")
-        return self.unet(x, timesteps.expand(len(x))).sample[..., :height, :width]
+        return self.unet(self.pad(x), timesteps.expand(len(x))).sample[..., :height, :width]
+
+
+class Constant(nn.Module):
+    """Gives the same tensor whatever it is called with."""
+
+    value: Tensor
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("value", value)
+
+    def forward(self, _: Tensor) -> Tensor:
+        return self.value
 
 
 class Discriminator(nn.Module):

@@ -29,6 +29,8 @@ class Plugin(nn.Module):
         self.generative_loss: Tensor | None = None
         self.last_maps: tuple[list[Tensor], Tensor] | None = None  # for the discriminator's turn
         self.total_weight: float | None = None  # λ, where the host returns its "total_loss"
+        self.degradation: Callable[[Any, int, torch.Generator], Any] | None = None
+        self.clean: list[Tensor] = []  # the fused maps of the clean inputs, while the spoilt ones are run
         self.in_forward = False
         self.host_training: dict[str, bool] = {}
         self.host_requires_grad: dict[str, bool] = {}
@@ -47,8 +49,11 @@ class Plugin(nn.Module):
         self.memory.clear()
         if self.generating:
             return self._for_head(self.fusion(*features), fused if isinstance(fused, Tensor) else None)
-        with torch.no_grad():
-            target = fused if isinstance(fused, Tensor) else fused()
+        if self.clean:
+            target = self.clean.pop(0)
+        else:
+            with torch.no_grad():
+                target = fused if isinstance(fused, Tensor) else fused()
         if self.recorded is not None:
             self.recorded.append(([f.detach().clone() for f in features], target.detach().clone()))
             return target
@@ -69,7 +74,7 @@ class Plugin(nn.Module):
         # what belongs to one forward is not copied: a loss with a graph cannot be
         # and a copy made in `disabled()`, which nothing would end, is enabled
         return {**self.__dict__, "enabled": True, "memory": {}, "generative_loss": None, "last_maps": None,
-                "recorded": None, "in_forward": False}
+                "recorded": None, "in_forward": False, "clean": []}
 
     def host_modules(self, network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         for name, module in network.named_modules():
@@ -146,9 +151,12 @@ class Root(Patched):
         plugin.memory.clear()
         plugin.generative_loss, plugin.in_forward = None, True
         try:
+            if plugin.training and plugin.degradation is not None:
+                args, kwargs = self._gmmt_spoilt(plugin.degradation, args, kwargs)
             out = super().forward(*args, **kwargs)
         finally:
             plugin.in_forward = False
+            plugin.clean = []
         if plugin.training and plugin.recorded is None:
             if plugin.generative_loss is None:
                 raise ValueError("no fused map was generated in this forward: the fusion was not called, or only with "
@@ -161,6 +169,20 @@ class Root(Patched):
                                      "train_in_host the actor that sums the host's losses")
                 out["total_loss"] = out["total_loss"] + plugin.total_weight * plugin.generative_loss
         return out
+
+    def _gmmt_spoilt(self, degradation: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run the host on its clean inputs, keep its fused maps as targets, and return the spoilt inputs."""
+        plugin = self._gmmt_plugin
+        recorded, plugin.recorded = plugin.recorded, []
+        try:
+            with torch.no_grad():
+                super().forward(*args, **kwargs)
+            clean = [fused for _, fused in plugin.recorded]
+        finally:
+            plugin.recorded = recorded
+        inputs = degradation((args, kwargs), plugin.fusion.modalities, plugin.fusion.generator)
+        plugin.clean = clean
+        return inputs
 
     def train(self, mode: bool = True) -> Any:
         super().train(mode)

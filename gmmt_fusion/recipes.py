@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Any, cast
 
 import numpy as np
 from torch import nn
@@ -33,13 +34,16 @@ def paper_optimizer(parameters: Iterable[nn.Parameter], epochs: int,
     return optimizer, LambdaLR(optimizer, lambda step: float(rates[min(step, total - 1)]) / 0.005)
 
 
-def adamw_optimizer(parameters: Iterable[nn.Parameter], epochs: int,
+def adamw_optimizer(parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]], epochs: int,
                     steps_per_epoch: int = 1) -> tuple[Optimizer, LRScheduler]:
-    """AdamW at 4e-4, weight decay 1e-4: warm-up over the first twentieth, then a cosine to zero."""
+    """AdamW at 4e-4, weight decay 1e-4: warm-up over the first twentieth, then a cosine to zero.
+
+    `parameters` may be torch's groups, each with an "lr" of its own.
+    """
     check_whole_number("epochs", epochs)
     check_whole_number("steps_per_epoch", steps_per_epoch)
     total = epochs * steps_per_epoch
     warm_up = max(1, total // 20)
-    optimizer = AdamW(list(parameters), lr=4e-4, weight_decay=1e-4)
+    optimizer = AdamW(cast(Any, list(parameters)), lr=4e-4, weight_decay=1e-4)
     return optimizer, LambdaLR(optimizer, lambda step: min((step + 1) / warm_up, 1.0) * 0.5 * (
         1 + math.cos(math.pi * min(step / total, 1.0))))

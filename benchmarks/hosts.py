@@ -1,0 +1,78 @@
+"""A tracker to measure beside, and the machine that it is measured on."""
+
+import datetime
+import itertools
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from gmmt_fusion.networks import Block
+
+
+class ViTB(nn.Module):
+    """A two-stream tracker with the sizes of TBSI: ViT-B on 2 × 320 tokens, a 3×3 convolution that fuses, and a head.
+
+    Template (B, 6, 128, 128) and search (B, 6, 256, 256) to scores, offsets and sizes, (B, 5, 16, 16).
+    """
+
+    def __init__(self, width: int = 768, depth: int = 12) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, width, 16, stride=16)
+        self.position = nn.Parameter(0.02 * torch.randn(1, 320, width))
+        self.blocks = nn.Sequential(*(Block(width, width // 64) for _ in range(depth)))
+        self.norm = nn.LayerNorm(width)
+        self.fuse: nn.Module = nn.Sequential(nn.Conv2d(2 * width, width, 3, padding=1), nn.BatchNorm2d(width),
+                                             nn.ReLU())
+        self.head = Towers(width)
+
+    def forward(self, template: Tensor, search: Tensor) -> Tensor:
+        streams = []
+        for modality in range(2):
+            images = [x[:, 3 * modality:3 * modality + 3] for x in (template, search)]
+            tokens = torch.cat([rearrange(self.embed(x), "b c h w -> b (h w) c") for x in images], dim=1)
+            tokens = self.norm(self.blocks(tokens + self.position))
+            streams.append(rearrange(tokens[:, 64:], "b (h w) c -> b c h w", h=16))
+        return self.head(self.fuse(torch.cat(streams, dim=1)))
+
+
+class Towers(nn.Module):
+    """Three towers of convolutions: scores, offsets and sizes."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        widths = (width, 256, 128, 64, 32)
+        self.towers = nn.ModuleList(nn.Sequential(*(
+            nn.Sequential(nn.Conv2d(i, o, 3, padding=1), nn.BatchNorm2d(o), nn.ReLU(inplace=True))
+            for i, o in itertools.pairwise(widths)), nn.Conv2d(32, outputs, 1)) for outputs in (1, 2, 2))
+
+    def forward(self, fused: Tensor) -> Tensor:
+        return torch.cat([tower(fused) for tower in self.towers], dim=1)
+
+
+def _cpuinfo(field: str) -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith(field)), "")
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies in bfloat16, and does not merely convert."""
+    return torch.cuda.is_bf16_supported() if device.type == "cuda" else "bf16" in _cpuinfo("flags")
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What decides how fast things are, and does not change in a run."""
+    return {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+            "processor": _cpuinfo("model name") or platform.processor() or platform.machine(),
+            "instructions": torch.backends.cpu.get_cpu_capability(), "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(), "python": platform.python_version(), "torch": torch.__version__}
+
+
+def now() -> dict[str, Any]:
+    return {"date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "load": round(os.getloadavg()[0], 2)}

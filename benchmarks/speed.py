@@ -1,0 +1,381 @@
+"""What a fusion costs: alone, in a training step, and in a frame of a tracker, on the machine at hand.
+
+    python benchmarks/speed.py --out benchmarks/results
+
+measures row after row, each in a process of its own, and writes speed.json after each and speed.md from it; started
+again with the same settings, it goes on where it was. What is compared is interleaved. A time is the fastest, a ratio
+is that of the fastest and, in brackets, the median over the rounds.
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from hosts import ViTB, has_bfloat16, machine, now
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from gmmt_fusion import Attachment, GenerativeFusion, attach
+from gmmt_fusion.adapters import ModuleAdapter
+from gmmt_fusion.files import write_atomically
+from gmmt_fusion.fusion import METHODS, PRESETS
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+
+Row = dict[str, Any]
+Functions = dict[str, Callable[[], Any]]
+TINY = {"uvit": {"width": 32, "heads": 2}, "unet": {"widths": (32,), "depth": 1}}
+
+
+def kilobytes(file: str, field: str) -> int:
+    """A line of Linux's /proc."""
+    line = next(x for x in Path("/proc", file).read_text().splitlines() if x.startswith(field))
+    return int(line.split()[1])
+
+
+class Bench:
+    """Times and memory on one device."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options, self.device = options, torch.device(options.device)
+        self.quick, self.seconds = options.quick, options.seconds
+        torch.set_num_threads(options.threads)
+        torch.set_float32_matmul_precision("high" if self.device.type == "cuda" else "highest")  # tf32 on a GPU
+        torch.manual_seed(0)
+
+    def once(self, function: Callable[[], Any]) -> float:
+        self.synchronize()
+        start = time.perf_counter()
+        function()
+        self.synchronize()
+        return time.perf_counter() - start
+
+    def synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def interleave(self, functions: Functions) -> dict[str, list[float]]:
+        """Seconds of every function in every round, for as many rounds as the time allows, after one that warms up."""
+        for function in functions.values():
+            self.once(function)
+        round_time = sum([self.once(function) for function in functions.values()])
+        times: dict[str, list[float]] = {name: [] for name in functions}
+        for _ in range(min(200, max(1 if round_time > self.seconds else 3, int(self.seconds / round_time)))):
+            for name, function in functions.items():
+                times[name].append(self.once(function))
+        return times
+
+    def peak(self, function: Callable[[], Any]) -> float:
+        """The most memory during a call beyond what was held before it, MB."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            function()
+            return (torch.cuda.max_memory_allocated() - before) / 1e6
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        before = kilobytes("self/status", "VmRSS")
+        function()
+        return (kilobytes("self/status", "VmHWM") - before) / 1e3
+
+    def matrix_product(self, dtype: torch.dtype) -> tuple[Callable[[], Any], float]:
+        """The square product with the highest rate, and its FLOP."""
+        sizes = (256, 512) if self.quick else (1024, 2048, 4096) if self.device.type == "cpu" else (4096, 8192, 16384)
+        best: tuple[float, Callable[[], Any], float] | None = None
+        for size in sizes:
+            a, b = (torch.randn(size, size, device=self.device).to(dtype) for _ in range(2))
+
+            def product(a: Tensor = a, b: Tensor = b) -> Tensor:
+                return a @ b
+
+            rate = 2 * size ** 3 / min(self.once(product) for _ in range(3))
+            if best is None or rate > best[0]:
+                best = rate, product, 2.0 * size ** 3
+        assert best is not None
+        return best[1:]
+
+    def copy(self) -> tuple[Callable[[], Any], float]:
+        """A copy in memory, too large for any cache, and the bytes that it moves."""
+        source = torch.ones(2 ** (20 if self.quick else 28 if self.device.type == "cuda" else 26), device=self.device)
+        target = torch.empty_like(source)
+        return lambda: target.copy_(source), 2.0 * source.nbytes
+
+    def fusion(self, preset: str, method: str = "diffusion", shape: tuple[int, int] | None = None) -> GenerativeFusion:
+        channels, size = shape or ((64, 8) if self.quick else (768, 16))
+        tiny = {"network_config": TINY[PRESETS[preset]["network"]]} if self.quick else {}
+        fusion = GenerativeFusion.preset(preset, channels, size, method=method, **tiny).to(self.device).eval()
+        for parameter in fusion.network.last_layer.parameters():
+            nn.init.normal_(parameter, std=0.02)
+        return fusion
+
+    def maps(self, batch: int, number: int = 2) -> list[Tensor]:
+        """Feature maps of the size that TBSI and ViPT have."""
+        shape = (batch, *((64, 8, 8) if self.quick else (768, 16, 16)))
+        return [torch.randn(shape, device=self.device) for _ in range(number)]
+
+    def images(self, *sides: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+        return [torch.rand(1, 6, side, side, device=self.device).to(dtype) for side in sides]
+
+    def paths(self, fusion: GenerativeFusion) -> Functions:
+        """By name, what switches the fusion to an inference path."""
+        ways: dict[str, Row] = {"plain": {"enabled": False}, "optimised": {}}
+        if has_bfloat16(self.device):
+            ways["bfloat16"] = {"dtype": torch.bfloat16}
+        if self.device.type == "cuda":
+            ways["CUDA graph"] = {"compile": "reduce-overhead"}
+            ways["bfloat16, CUDA graph"] = {"dtype": torch.bfloat16, "compile": "reduce-overhead"}
+        paths = {}
+        for name, arguments in ways.items():
+            fusion.optimize(**arguments)
+            paths[name] = lambda made=fusion.optimized: setattr(fusion, "optimized", made)
+        return paths
+
+
+def summary(times: dict[str, list[float]], against: str) -> dict[str, Any]:
+    """Milliseconds, and ratios to one of them."""
+    return {name: {"fastest_ms": 1e3 * min(t), "median_ms": 1e3 * statistics.median(t), "rounds": len(t),
+                   "fastest_ratio": min(t) / min(times[against]),
+                   "median_ratio": statistics.median(a / b for a, b in zip(t, times[against], strict=True))}
+            for name, t in times.items()}
+
+
+def inference(bench: Bench, preset: str, method: str) -> Row:
+    """The fusion alone: every path at every batch, beside the matrix rate and the bandwidth of the same minutes."""
+    fusion = bench.fusion(preset, method)
+    row: Row = {"parameters": sum(p.numel() for p in fusion.generator_parameters()), "batches": {}}
+    weight_bytes = 4 * row["parameters"]
+    with FlopCounterMode(display=False) as counter:
+        fusion(*bench.maps(1))
+    for batch in bench.options.batches:
+        maps = bench.maps(batch)
+        memory = bench.peak(lambda maps=maps: fusion(*maps))
+        functions: Functions = {}
+        for name, switch in bench.paths(fusion).items():
+            functions[name] = lambda switch=switch, maps=maps: (switch(), fusion(*maps))
+        product, product_flop = bench.matrix_product(torch.float32)
+        copying, copied = bench.copy()
+        functions |= {"matrix product": product, "copy": copying}
+        if has_bfloat16(bench.device):
+            functions["bfloat16 matrix product"], _ = bench.matrix_product(torch.bfloat16)
+        times = bench.interleave(functions)
+        fusion.optimize(False)
+        rate, bandwidth = product_flop / min(times["matrix product"]), copied / min(times["copy"])
+        flop = batch * counter.get_total_flops()
+        row["batches"][str(batch)] = {
+            "gflop": flop / 1e9, "peak_mb": memory, "matrix_gflops": rate / 1e9, "bandwidth_gb_s": bandwidth / 1e9,
+            "paths": summary(times, "plain"),
+            "share_of_matrix_rate": {name: flop / min(times[name]) / rate for name in ("plain", "optimised")},
+            # no faster than the products at full rate, nor than reading the weights once
+            "share_of_roofline": {name: max(flop / rate, weight_bytes / bandwidth) / min(times[name])
+                                  for name in ("plain", "optimised")}}
+    return row
+
+
+def training(bench: Bench, preset: str, method: str) -> Row:
+    """A step of the generative loss with AdamW, and a CGAN's discriminator in its turn."""
+    batch = 2 if bench.quick else 8
+    fusion = bench.fusion(preset, method).train()
+    needed = 12 * 1.25 * sum(p.numel() for p in fusion.parameters()) / 1e9  # gradients and two moments
+    free = (torch.cuda.mem_get_info()[0] if bench.device.type == "cuda"
+            else 1e3 * kilobytes("meminfo", "MemAvailable")) / 1e9
+    if needed > free:
+        return {"skipped": f"needs about {needed:.0f} GB more, {free:.0f} GB are free"}
+    optimizer = torch.optim.AdamW(fusion.parameters(), 1e-4, foreach=False)
+    maps = bench.maps(batch, 3)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        output = fusion.loss(maps[:2], maps[2])
+        (output.loss + output.fused.square().mean()).backward()
+        if method == "cgan":
+            fusion.discriminator_loss(maps[:2], maps[2]).backward()
+        optimizer.step()
+
+    memory = bench.peak(step)
+    return {"batch": batch, "peak_mb": memory, **summary(bench.interleave({"step": step}), "step")["step"]}
+
+
+class Mean(nn.Module):
+    """No fusion at all: the mean of the modality maps, which come as one concatenation."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return torch.stack(maps.chunk(2, dim=1)).mean(0)
+
+
+class MeanFusion(GenerativeFusion):
+    """The same where a GenerativeFusion is expected."""
+
+    def forward(self, *features: Tensor) -> Tensor:
+        return torch.stack(features).mean(0)
+
+
+def build_host(bench: Bench, name: str, dtype: torch.dtype) -> tuple[Any, Callable[[], Any], str, int, int]:
+    """A host, one frame of it, the name of its fusion, and the channels and side of its maps."""
+    if name == "embedded":
+        from embedded.siamese import SEARCH_MAP, SEARCH_SIZE, TEMPLATE_SIZE, load_tracker
+
+        network: Any = load_tracker().to(bench.device, dtype)
+        template, search = (255 * x for x in bench.images(TEMPLATE_SIZE, SEARCH_SIZE, dtype=dtype))
+        network.template(template)
+        return network, lambda: network.track(search), "fusion", 64, SEARCH_MAP
+    network = ViTB(64, 1) if bench.quick else ViTB()
+    network = network.eval().to(bench.device, dtype)
+    images = bench.images(128, 256, dtype=dtype)
+    return network, lambda: network(*images), "fuse", network.norm.normalized_shape[0], 16
+
+
+def frame(bench: Bench, host: str, preset: str, dtype: str) -> Row:
+    """A frame of the host untouched, with no fusion at all, and with the fusion attached, by every path."""
+    kind = getattr(torch, dtype)
+
+    def attached() -> tuple[Any, Callable[[], Any], Attachment]:
+        network, run, point, channels, size = build_host(bench, host, kind)
+        fusion = bench.fusion(preset, shape=(channels, size))
+        return network, run, attach(network, fusion, ModuleAdapter(point, "head", size))
+
+    _, run, point, *_ = build_host(bench, host, kind)
+    without, run_without, *_ = build_host(bench, host, kind)
+    setattr(without, point, Mean())
+    functions: Functions = {"untouched": run, "no fusion": run_without}
+    _, run_attached, handle = attached()
+    for name, switch in bench.paths(handle.fusion).items():
+        functions[name] = lambda switch=switch: (switch(), run_attached())
+    if bench.device.type == "cuda" and host != "embedded":
+        whole, run_whole, *_ = build_host(bench, host, kind)
+        whole_attached, run_whole_attached, whole_handle = attached()
+        whole_handle.optimize()
+        for network in (whole, whole_attached):
+            network.compile(mode="reduce-overhead")
+        functions |= {"untouched, compiled": run_whole, "optimised, compiled": run_whole_attached}
+    times = bench.interleave(functions)
+    return {"frames": summary(times, "untouched"), "to_no_fusion": summary(times, "no fusion")}
+
+
+def attaching(bench: Bench, host: str) -> Row:
+    """What the swapped classes cost: two hosts that fuse by the mean, one of them through an attachment."""
+    functions: Functions = {}
+    for name in ("untouched", "attached"):
+        network, run, point, channels, size = build_host(bench, host, torch.float32)
+        setattr(network, point, Mean())
+        if name == "attached":
+            tiny = {"network_config": TINY["uvit"], "residual": None, "method": "raw"}
+            attach(network, MeanFusion(channels, size=size, **tiny).eval(), ModuleAdapter(point, "head", size))
+        functions[name] = run
+    return summary(bench.interleave(functions), "untouched")
+
+
+class Kept(nn.Module):
+    """The fusion in the host's place by hand: nothing is frozen, so that the host's graph is kept."""
+
+    def __init__(self, own: nn.Module, fusion: GenerativeFusion) -> None:
+        super().__init__()
+        self.own, self.fusion = own, fusion
+
+    def forward(self, maps: Tensor) -> Tensor:
+        output = self.fusion.loss(maps.chunk(2, dim=1), self.own(maps).detach())
+        self.generative_loss = output.loss
+        return output.fused
+
+
+def memory(bench: Bench, way: str) -> Row:
+    """Peak of a training step on the ViT-B host, attached or with the host's graph kept."""
+    network, _, point, channels, size = build_host(bench, "vit_b", torch.float32)
+    fusion, batch = bench.fusion("small", shape=(channels, size)), 2 if bench.quick else 8
+    if way == "attached":
+        holder: Any = attach(network.train(), fusion, ModuleAdapter(point, "head", size))
+        trained = list(holder.parameters())
+    else:
+        holder = Kept(network.fuse, fusion.train())
+        network.train().fuse = holder
+        trained = [*fusion.parameters(), *network.head.parameters()]
+    optimizer = torch.optim.AdamW(trained, 1e-4)
+    images = [x.repeat(batch, 1, 1, 1) for x in bench.images(128, 256)]
+
+    def step() -> None:
+        loss = network(*images).square().mean()
+        (loss + holder.generative_loss).backward()
+        optimizer.step()
+
+    return {"batch": batch, "peak_mb": bench.peak(step), "step_ms": 1e3 * bench.once(step)}
+
+
+MEASURES: dict[str, Callable[..., Row]] = {
+    "inference": inference, "training": training, "frame": frame, "attaching": attaching, "memory": memory}
+
+
+def plan(options: argparse.Namespace) -> list[tuple[str, ...]]:
+    """The rows: what is measured and its arguments."""
+    dtypes = ["float32", *(["bfloat16"] if has_bfloat16(torch.device(options.device)) else [])]
+    rows: list[tuple[str, ...]] = []
+    for kind in options.measure:
+        if kind in ("inference", "training"):
+            rows += [(kind, *row) for row in itertools.product(options.presets, options.methods)]
+        elif kind == "frame":
+            rows += [(kind, "vit_b", preset, dtype) for preset in options.presets for dtype in dtypes
+                     if preset != "paper-unet"]
+            rows += [(kind, "embedded", "small", "float32")]
+        else:
+            rows += [(kind, name) for name in (("vit_b", "embedded") if kind == "attaching" else ("attached", "kept"))]
+    return rows
+
+
+def measure(options: argparse.Namespace, row: tuple[str, ...]) -> Row:
+    """One row in a process of its own: its peak memory is its own, and nothing warms up for another."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--row", *row]
+    try:
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=options.limit)
+    except subprocess.TimeoutExpired:
+        return {"skipped": f"took more than {options.limit} s (--limit)"}
+    return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {
+        "skipped": f"ended with {done.returncode}; see the messages above"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--measure", nargs="+", choices=MEASURES, default=list(MEASURES))
+    parser.add_argument("--presets", nargs="+", choices=PRESETS, default=["small", "paper-uvit", "paper-unet"])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--seconds", type=float, default=20, help="for each comparison (default: %(default)s)")
+    parser.add_argument("--limit", type=float, default=1800, help="seconds for a row (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything runs")
+    parser.add_argument("--row", nargs="+", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    bench = Bench(options)
+    if options.row:
+        kind, *arguments = options.row
+        with torch.set_grad_enabled(kind in ("training", "memory")):
+            print(json.dumps({**MEASURES[kind](bench, *arguments), **now()}))
+        return
+
+    from speed_tables import tables
+    from tqdm import tqdm
+
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / ("speed.json" if bench.device.type == "cpu" else f"speed_{bench.device.type}.json")
+    settings = {"machine": machine(bench.device), "quick": options.quick, "seconds": options.seconds,
+                "batches": options.batches}
+    report = json.loads(path.read_text()) if path.is_file() else {}
+    if {key: report.get(key) for key in settings} != settings:  # of another machine, or measured otherwise
+        report = {**settings, "rows": {}}
+    rows = [row for row in plan(options) if "skipped" in report["rows"].get(" ".join(row), {"skipped": ""})]
+    for row in tqdm(rows, unit="row"):
+        report["rows"][" ".join(row)] = measure(options, row)
+        write_atomically(path, lambda file: file.write_text(json.dumps(report, indent=1) + "\n"))
+    text = tables(report)
+    write_atomically(path.with_suffix(".md"), lambda file: file.write_text(text))
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

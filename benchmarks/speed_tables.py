@@ -1,0 +1,104 @@
+"""The rows of speed.py as Markdown, and what they say about the goals."""
+
+from collections.abc import Iterator
+from typing import Any
+
+Report = dict[str, Any]
+NOT_PATHS = ("matrix product", "copy", "bfloat16 matrix product")
+
+
+def tables(report: Report) -> str:
+    rows = {tuple(name.split()): row for name, row in report["rows"].items()}
+    done = {name: row for name, row in rows.items() if "skipped" not in row}
+    parts = ["# What a fusion costs", "", *inference(done), *training(done), *frames(done), *attaching(done),
+             *memory(done), *goals(done, report["quick"])]
+    parts += [f"- {' '.join(name)}: not measured, {row['skipped']}" for name, row in rows.items() if "skipped" in row]
+    dates = [row["date"] for row in done.values()]
+    loads = [row["load"] for row in done.values()]
+    about = ", ".join(f"{key} {value}" for key, value in report["machine"].items())
+    if dates:
+        about += f", {min(dates)} to {max(dates)}, load {min(loads)} to {max(loads)}"
+    return "\n".join([*parts, "", about + (", tiny sizes (--quick)" if report["quick"] else "")]) + "\n"
+
+
+def table(title: str, heads: list[str], body: list[list[str]]) -> list[str]:
+    if not body:
+        return []
+    lines = [heads, ["---"] * len(heads), *body]
+    return [f"## {title}", "", *("| " + " | ".join(line) + " |" for line in lines), ""]
+
+
+def ratio(path: Report) -> str:
+    return f"{path['fastest_ratio']:.3f} ({path['median_ratio']:.3f})"
+
+
+def of_kind(rows: Report, kind: str) -> Iterator[tuple[Any, Report]]:
+    return ((name[1:], row) for name, row in rows.items() if name[0] == kind)
+
+
+def inference(rows: Report) -> list[str]:
+    body = []
+    for name, row in of_kind(rows, "inference"):
+        for batch, at in row["batches"].items():
+            paths = {k: v for k, v in at["paths"].items() if k not in NOT_PATHS and k != "plain"}
+            body.append([*name, f"{row['parameters'] / 1e6:.1f} M", batch, f"{at['gflop']:.1f}",
+                         f"{at['paths']['plain']['fastest_ms']:.1f} ms",
+                         "; ".join(f"{k} {v['fastest_ms']:.1f} ms, {ratio(v)} ×" for k, v in paths.items()),
+                         f"{at['matrix_gflops']:.0f} GFLOP/s",
+                         *(f"{at[share]['plain']:.0%}, {at[share]['optimised']:.0%}"
+                           for share in ("share_of_matrix_rate", "share_of_roofline")), f"{at['peak_mb']:.0f} MB"])
+    return table("A pass of the fusion", ["preset", "method", "parameters", "batch", "GFLOP", "plain", "other paths",
+                                          "matrix product", "of its rate: plain, optimised",
+                                          "of the roofline: plain, optimised", "peak beyond the weights"], body)
+
+
+def training(rows: Report) -> list[str]:
+    heads = ["preset", "method", "batch", "step", "peak beyond the weights"]
+    return table("A step of training (Loss_gen, AdamW)", heads,
+                 [[*name, str(row["batch"]), f"{row['fastest_ms']:.0f} ms", f"{row['peak_mb']:.0f} MB"]
+                  for name, row in of_kind(rows, "training")])
+
+
+def frames(rows: Report) -> list[str]:
+    body = [[*name, path, f"{times['fastest_ms']:.1f} ms", f"{1e3 / times['fastest_ms']:.1f}", ratio(times),
+             ratio(row["to_no_fusion"][path])]
+            for name, row in of_kind(rows, "frame") for path, times in row["frames"].items()]
+    return table("A frame of a tracker", ["host", "preset", "dtype", "fusion", "frame", "frames/s", "× untouched",
+                                          "× no fusion at all"], body)
+
+
+def attaching(rows: Report) -> list[str]:
+    return table("Attaching alone, a fusion that does nothing", ["host", "× untouched"],
+                 [[*name, ratio(row["attached"])] for name, row in of_kind(rows, "attaching")])
+
+
+def memory(rows: Report) -> list[str]:
+    return table("A training step on the ViT-B host", ["host", "batch", "step", "peak beyond the weights"],
+                 [[*name, str(row["batch"]), f"{row['step_ms']:.0f} ms", f"{row['peak_mb']:.0f} MB"]
+                  for name, row in of_kind(rows, "memory")])
+
+
+def goals(rows: Report, quick: bool) -> list[str]:
+    """Each goal against what was measured; a time's ratio by the fastest."""
+    checks: list[tuple[str, float, float]] = []  # what, measured, at most; a goal of "at least" is negative
+    for (host, preset, dtype), row in of_kind(rows, "frame"):
+        if (host, preset, dtype) == ("vit_b", "small", "float32"):
+            for path in ("plain", "optimised"):
+                checks += [(f"small on the ViT-B host, {path}, × {against}", row[key][path]["fastest_ratio"], 1.10)
+                           for against, key in (("untouched", "frames"), ("no fusion", "to_no_fusion"))]
+        elif host == "vit_b" and "CUDA graph" in row["frames"]:
+            best = max(1e3 / times["fastest_ms"] for path, times in row["frames"].items() if "untouched" not in path)
+            checks.append((f"{preset} on the ViT-B host in {dtype}, frames/s", -best, -80))
+    checks += [(f"attaching, {host}", row["attached"]["fastest_ratio"], 1.01)
+               for (host,), row in of_kind(rows, "attaching")]
+    for (preset, method), row in of_kind(rows, "inference"):
+        at = row["batches"].get("8", {"paths": {}})
+        if at["paths"] and preset != "small":
+            checks += [(f"{preset}, {method}, batch 8, {path}, share of the matrix rate", -share, -0.6)
+                       for path, share in at["share_of_matrix_rate"].items()]
+        if "bfloat16" in at["paths"]:
+            faster = at["paths"]["optimised"]["fastest_ms"] / at["paths"]["bfloat16"]["fastest_ms"]
+            checks.append((f"{preset}, {method}, batch 8, bfloat16 faster than float32", -faster, -1.8))
+    lines = [f"- {what}: {abs(measured):.3f}, goal at {'least' if goal < 0 else 'most'} {abs(goal):.2f}"
+             f"{'' if measured <= goal else ', MISSED'}" for what, measured, goal in checks]
+    return ["## Goals", "", *lines] if lines and not quick else []

@@ -1,0 +1,48 @@
+"""The speed benchmark runs, goes on where it was, and writes what it measured."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import speed
+
+ROWS = ["inference small cgan", "inference paper-unet cgan", "training small cgan", "training paper-unet cgan",
+        "frame vit_b small float32", "frame embedded small float32",
+        "attaching vit_b", "attaching embedded", "memory attached", "memory kept"]
+
+
+def test_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    arguments = ["--quick", "--out", str(tmp_path), "--device", "cpu", "--threads", "1", "--seconds", "0.01",
+                 "--presets", "small", "paper-unet", "--methods", "cgan", "--batches", "1", "2"]
+    measured, broken = [], "training small cgan"
+
+    def in_this_process(options: Any, row: tuple[str, ...]) -> Any:
+        measured.append(" ".join(row))
+        if measured[-1] == broken:
+            return {"skipped": "too large"}
+        monkeypatch.setattr(sys, "argv", ["speed.py", *arguments, "--row", *row])
+        speed.main()
+        return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+    def run() -> str:
+        monkeypatch.setattr(sys, "argv", ["speed.py", *arguments])
+        speed.main()
+        return (tmp_path / "speed.md").read_text()
+
+    monkeypatch.setattr(speed, "measure", in_this_process)
+    text = run()
+    assert [row for row in measured if "bfloat16" not in row] == ROWS and f"- {broken}: not measured, too large" in text
+    broken = ""
+    assert "not measured" not in run() and measured[-1] == "training small cgan"
+
+    rows = json.loads((tmp_path / "speed.json").read_text())["rows"]
+    assert set(ROWS) <= rows.keys()
+    for batch in rows["inference paper-unet cgan"]["batches"].values():
+        assert batch["gflop"] > 0 and 0 < batch["share_of_matrix_rate"]["optimised"] < 1
+    frames = rows["frame vit_b small float32"]["frames"]
+    assert {"untouched", "no fusion", "plain", "optimised"} <= frames.keys()
+    assert frames["untouched"]["fastest_ratio"] == 1 and frames["plain"]["fastest_ms"] > 0
