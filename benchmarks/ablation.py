@@ -1,0 +1,335 @@
+"""The paper's ablations on the embedded tracker: what the generative fusion brings, against controls, over seeds.
+
+    python benchmarks/ablation.py table2 --seeds 5             what is gained, by which method and network
+    python benchmarks/ablation.py weight|steps|blocks|weighting|prediction|noise|degradation
+
+Every row is a fine-tuning of equal budget on the same cached features, then tracking through held-out sequences in two
+settings: "same", degraded as in training, and "shifted", heavier (severity 1.5). A run that is finished is not run
+again: an interrupted command goes on, and tables share their runs. Writes --out/ablation_TABLE.{md,json,png}.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hosts import machine, now
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+from tqdm import tqdm
+
+from gmmt_fusion import Attachment, GenerativeFusion, attach
+from gmmt_fusion.adapters import ModuleAdapter
+from gmmt_fusion.cache import CachedFeatures, cache_features
+from gmmt_fusion.degradation import Degradation
+from gmmt_fusion.files import write_atomically
+from gmmt_fusion.metrics import evaluate
+from gmmt_fusion.recipes import adamw_optimizer
+from gmmt_fusion.training import fine_tune
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+from embedded.sequences import TEST_SEEDS, TRAIN_SEEDS, VALIDATION_SEEDS, generate_sequence
+from embedded.siamese import SEARCH_MAP, classification_loss, iou_loss, load_tracker
+from embedded.tracking import run
+from embedded.training import PairDataset
+
+CHANNELS = 64
+SPLITS = {"test": TEST_SEEDS, "validation": VALIDATION_SEEDS}
+SEVERITY = {"same": 1.0, "shifted": 1.5}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A row of a table.
+
+    fusion: arguments of GenerativeFusion. weight: λ. control: "head" trains the new head alone, on the host's fusion;
+    "convolution" is a network of plain convolutions. degradation: share of spoilt training samples, whose target is the
+    fused map of the clean ones. sampling: attributes set on the trained fusion.
+    """
+
+    label: str
+    fusion: dict[str, Any] = field(default_factory=dict)
+    weight: float = 1.0
+    control: str | None = None
+    degradation: float = 0.6
+    sampling: dict[str, Any] = field(default_factory=dict)
+
+
+RAW, CGAN, DM = ({"method": method} for method in ("raw", "cgan", "diffusion"))
+UVIT, UNET = ({"network": network} for network in ("uvit", "unet"))
+BEST = DM | UNET
+TABLES: dict[str, list[Arm]] = {
+    "table2": [
+        Arm("head retrained alone", RAW, 0.0, "head"),
+        Arm("head retrained alone, no degradation", RAW, 0.0, "head", 0.0),
+        Arm("plain convolutions, λ = 0", RAW, 0.0, "convolution"),
+        Arm("plain convolutions, λ = 1", RAW, 1.0, "convolution"),
+        *(Arm(f"{name}, {label}", method | network) for name, method in (("RAW", RAW), ("CGAN", CGAN), ("DM", DM))
+          for label, network in (("UNet", UNET), ("UViT", UVIT))),
+        Arm("DM, UNet, no degradation", BEST, degradation=0.0),
+    ],
+    "weight": [Arm(f"λ = {weight}", BEST, float(weight)) for weight in (0, 1, 2, 3, 5, 10, 100)],
+    "steps": [Arm(f"s = {steps}", BEST, sampling={"steps": steps}) for steps in (1, 2, 5, 10, 20, 40)],
+    "blocks": [*(Arm(f"UNet, n = {2 * depth}", BEST | {"network_config": {"depth": depth}}) for depth in (1, 2, 3)),
+               *(Arm(f"UViT, n = {depth}", DM | UVIT | {"network_config": {"depth": depth}}) for depth in (1, 2, 4))],
+    "weighting": [*(Arm(name, BEST | {"weighting": name}) for name in ("x_0", "noise", "min_snr")),
+                  *(Arm(f"x_0, share of t = T {share:g}", BEST | {"last_step_probability": share})
+                    for share in (0.0, 1.0))],
+    "prediction": [*(Arm(name, BEST | {"prediction_type": name}) for name in ("sample", "v_prediction")),
+                   Arm("epsilon, s = 5", BEST | {"prediction_type": "epsilon", "steps": 5})],
+    "noise": [Arm("fixed", BEST), Arm("random", BEST, sampling={"fixed_noise": False})],
+    "degradation": [Arm(f"share {share:g}", BEST, degradation=share) for share in (0.0, 0.3, 0.6, 0.9)],
+}
+
+
+class Silent(nn.Module):
+    """In place of the network: adds nothing to the residual path, which is the host's fusion."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last_layer = nn.Conv2d(1, 1, 1)  # in no use; every network has one
+
+    def forward(self, maps: Tensor, timesteps: Tensor) -> Tensor:
+        return torch.zeros_like(maps[:, :CHANNELS])
+
+
+class Convolutions(nn.Module):
+    """A plain fusion with about as many parameters as the UViT (285 k): 3×3, 1×1, 3×3."""
+
+    def __init__(self, width: int = 136) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(2 * CHANNELS, width, 3, padding=1), nn.GroupNorm(8, width), nn.GELU(),
+                                    nn.Conv2d(width, width, 1), nn.GELU())
+        self.last_layer = nn.Conv2d(width, CHANNELS, 3, padding=1)  # at zero after calibration, as every network's
+
+    def forward(self, maps: Tensor, timesteps: Tensor) -> Tensor:
+        return self.last_layer(self.layers(maps))
+
+
+class Frozen(nn.Module):
+    """A module whose parameters are out of training's reach."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.hidden = (module.requires_grad_(False),)
+        self.weight = module.weight.detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.hidden[0](x)
+
+
+def built(arm: Arm, seed: int, features: CachedFeatures) -> Attachment:
+    """The embedded tracker with the arm's fusion, calibrated, as training starts with it."""
+    torch.manual_seed(seed)
+    fusion = GenerativeFusion(CHANNELS, size=SEARCH_MAP, residual="conv3x3", **arm.fusion).manual_seed(seed)
+    if arm.control:
+        fusion.network = Convolutions() if arm.control == "convolution" else Silent()
+    handle = attach(load_tracker(), fusion, ModuleAdapter("fusion", "head", size=SEARCH_MAP))
+    batch = next(iter(DataLoader(Subset(features, range(128)), 128)))
+    fusion.calibrate([([batch["feature_0"].float(), batch["feature_1"].float()], batch["fused"].float())])
+    if arm.control == "head":
+        fusion.residual = Frozen(fusion.residual)
+    return handle
+
+
+def tracking_loss(network: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    cls, loc = network(batch)
+    labels = batch["label_cls"]
+    return {"cls_loss": classification_loss(cls, labels), "loc_loss": iou_loss(loc, batch["label_loc"], labels == 1)}
+
+
+def trained(arm: Arm, seed: int, options: argparse.Namespace) -> Attachment:
+    """Fine-tuned, or read from the working folder."""
+    features = CachedFeatures(options.work / f"features-{arm.degradation:g}")
+    handle = built(arm, seed, CachedFeatures(options.work / "features-0"))
+    folder = options.work / key({"fusion": arm.fusion, "weight": arm.weight, "control": arm.control, "degradation":
+                                 arm.degradation, "steps": options.steps, "batch": options.batch}, seed)
+
+    head = {id(p) for p in handle.head.parameters()}
+
+    def recipe(parameters: list[nn.Parameter], epochs: int, steps_per_epoch: int) -> Any:
+        """The head starts trained and learns more slowly than the network, which starts at nothing."""
+        new, old = ([p for p in parameters if (id(p) in head) is is_head] for is_head in (False, True))
+        groups = [{"params": new, "lr": 1e-3 if old else 4e-4}, {"params": old}]  # no head: the discriminator
+        return adamw_optimizer(groups[arm.control == "head":], epochs, steps_per_epoch)
+
+    weights = folder / "weights.pt"
+    if not weights.is_file():
+        chosen = np.random.default_rng(seed).permutation(len(features))[:options.steps * options.batch]
+        loader = DataLoader(Subset(features, chosen.tolist()), options.batch, shuffle=True)
+        torch.manual_seed(seed)
+        fine_tune(handle, loader, tracking_loss, folder / "training", epochs=1, generative_weight=arm.weight,
+                  optimizer=recipe, seed=seed, progress=False)
+        write_atomically(weights, lambda path: torch.save(handle.fusion.state_dict(), path))
+    handle.fusion.load_state_dict(torch.load(weights, weights_only=True))
+    for name, value in arm.sampling.items():
+        setattr(handle.fusion, name, value)
+    handle.network.eval()
+    return handle
+
+
+def key(settings: dict[str, Any], seed: int) -> str:
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    return f"{digest[:12]}-seed{seed}"
+
+
+@cache
+def sequences(split: str, setting: str, count: int) -> list:
+    """Sequences of a setting; no seed belongs to two of them."""
+    start = list(SEVERITY).index(setting) * 5000
+    return [generate_sequence(seed, severity=SEVERITY[setting]) for seed in SPLITS[split][start:start + count]]
+
+
+def tracked(network: nn.Module, split: str, setting: str, count: int) -> dict[str, dict[str, float]]:
+    """PR, NPR and SR of every sequence, by LasHeR's protocol, percent."""
+    chosen = sequences(split, setting, count)
+    scores = evaluate({s.name: run(network, s) for s in chosen}, {s.name: s.boxes_visible for s in chosen}, "lasher")
+    return scores.sequences
+
+
+def measured(arm: Arm | None, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """The result of one run, from its file where there is one; None is the tracker as it comes."""
+    torch.set_num_threads(1)
+    settings = {"arm": None if arm is None else {k: v for k, v in vars(arm).items() if k != "label"},
+                "split": options.split, "sequences": options.sequences, "steps": options.steps, "batch": options.batch}
+    path = options.work / "results" / f"{key(settings, seed)}.json"
+    if path.is_file():
+        return json.loads(path.read_text())
+    started = time.monotonic()
+    handle = None if arm is None else trained(arm, seed, options)
+    network = load_tracker() if handle is None else handle.network
+    result = {"settings": settings, "seed": seed, "seconds_training": time.monotonic() - started,
+              "parameters": 0 if handle is None else sum(p.numel() for p in handle.parameters()),
+              "sequences": {setting: tracked(network, options.split, setting, options.sequences)
+                            for setting in SEVERITY}}
+    result["seconds"] = time.monotonic() - started
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(result)))
+    return result
+
+
+def prepare(degradation: float, options: argparse.Namespace) -> None:
+    """The features that all runs train on: pairs of training sequences, through the frozen tracker, once."""
+    pairs = PairDataset(TRAIN_SEEDS, sequences=options.training_sequences, length=options.pairs, seed=17)
+    fusion = GenerativeFusion(CHANNELS, size=SEARCH_MAP, residual="conv3x3")
+    handle = attach(load_tracker(), fusion, ModuleAdapter("fusion", "head", size=SEARCH_MAP))
+    handle.degradation = Degradation(degradation) if degradation else None
+    cache_features(handle, DataLoader(pairs, 16), options.work / f"features-{degradation:g}",
+                   targets=lambda batch: {name: batch[name] for name in ("label_cls", "label_loc")},
+                   forward=lambda network, batch: network(batch), dtype="float16")
+
+
+def interval(differences: np.ndarray, draws: int = 10_000) -> tuple[float, float, float]:
+    """The mean of paired differences (sequences,) and its 95 % bootstrap interval over sequences."""
+    picks = np.random.default_rng(0).integers(len(differences), size=(draws, len(differences)))
+    low, high = np.percentile(differences[picks].mean(1), [2.5, 97.5])
+    return float(differences.mean()), float(low), float(high)
+
+
+def success(results: list[dict[str, Any]], setting: str, metric: str = "SR") -> np.ndarray:
+    """(seeds, sequences), percent."""
+    return np.array([[s[metric] for s in result["sequences"][setting].values()] for result in results])
+
+
+def summary(rows: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """One entry a row and setting: means, deviation over seeds, and the paired difference to the base."""
+    entries = []
+    for label, results in rows.items():
+        for setting in SEVERITY:
+            table = success(results, setting)
+            difference = interval(table.mean(0) - success(rows["base"], setting).mean(0))
+            entries.append({"row": label, "setting": setting, "parameters": results[0]["parameters"],
+                            **{m: float(success(results, setting, m).mean()) for m in ("PR", "NPR", "SR")},
+                            "SR_deviation_over_seeds": float(table.mean(1).std(ddof=1)) if len(table) > 1 else None,
+                            "SR_over_base": dict(zip(("mean", "low", "high"), difference, strict=True))})
+    return entries
+
+
+def markdown(entries: list[dict[str, Any]]) -> str:
+    lines = ["| | trained | " + " | ".join(f"{setting}: PR | NPR | SR | SR over base" for setting in SEVERITY) + " |",
+             "|---|---|" + "---|---|---|---|" * len(SEVERITY)]
+    for row in dict.fromkeys(entry["row"] for entry in entries):
+        own = [entry for entry in entries if entry["row"] == row]
+        cells = []
+        for e in own:
+            spread = e["SR_deviation_over_seeds"]
+            gain = e["SR_over_base"]
+            cells += [f"{e['PR']:.1f}", f"{e['NPR']:.1f}", f"{e['SR']:.1f}" + (f" ± {spread:.1f}" if spread else ""),
+                      "" if row == "base" else f"{gain['mean']:+.1f} [{gain['low']:+.1f}, {gain['high']:+.1f}]"]
+        lines.append(f"| {row} | {own[0]['parameters'] or 'none'} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def plot(entries: list[dict[str, Any]], path: Path, title: str) -> None:
+    from matplotlib.figure import Figure
+
+    rows = [row for row in dict.fromkeys(entry["row"] for entry in entries) if row != "base"]
+    figure = Figure(figsize=(7.5, 1.2 + 0.42 * len(rows)), layout="constrained")
+    axis = figure.subplots()
+    for setting, colour, shift in zip(SEVERITY, ("#0072B2", "#D55E00"), (-0.13, 0.13), strict=True):
+        own = {entry["row"]: entry["SR_over_base"] for entry in entries if entry["setting"] == setting}
+        means = [own[row]["mean"] for row in rows]
+        errors = [[abs(own[row][end] - own[row]["mean"]) for row in rows] for end in ("low", "high")]
+        axis.errorbar(means, np.arange(len(rows)) + shift, xerr=errors, fmt="o", color=colour, capsize=3, label=setting)
+    axis.axvline(0, color="black", linewidth=0.8)
+    axis.set(yticks=range(len(rows)), yticklabels=rows, title=title, xlabel="SR over base, points")
+    axis.invert_yaxis()
+    axis.grid(axis="x", alpha=0.3)
+    axis.legend(frameon=False)
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=130, format="png"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", choices=TABLES)
+    parser.add_argument("--seeds", type=int, default=2, help="fine-tunings a row (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=300, help="of fine-tuning (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--pairs", type=int, default=4800, help="cached training pairs (default: %(default)s)")
+    parser.add_argument("--training-sequences", type=int, default=300, help="that they are of (default: %(default)s)")
+    parser.add_argument("--sequences", type=int, default=20, help="tracked in each setting (default: %(default)s)")
+    parser.add_argument("--split", choices=SPLITS, default="test", help="tune on validation (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: %(default)s)")
+    parser.add_argument("--work", type=Path, default=Path("runs/ablation"), help="of the runs (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    options = parser.parse_args()
+
+    arms = [None, *TABLES[options.table]]
+    for degradation in sorted({0.0, *(arm.degradation for arm in arms if arm is not None)}):
+        prepare(degradation, options)
+    rows = {"base" if arm is None else arm.label: [] for arm in arms}
+    started = time.monotonic()
+    with ProcessPoolExecutor(options.workers) as pool:
+        jobs = {pool.submit(measured, arm, seed, options): arm
+                for seed in range(options.seeds) for arm in arms if arm is not None or seed == 0}
+        for job in tqdm(as_completed(jobs), total=len(jobs), desc=options.table, unit="run"):
+            arm = jobs[job]
+            rows["base" if arm is None else arm.label].append(job.result())
+    entries = summary(rows)
+    report = {"command": " ".join(["python", *sys.argv]), **machine(torch.device("cpu")), **now(),
+              "seconds": time.monotonic() - started,
+              "seconds_of_runs": sum(result["seconds"] for results in rows.values() for result in results),
+              "rows": entries,
+              "runs": {label: sorted(results, key=lambda result: result["seed"]) for label, results in rows.items()}}
+    name = f"ablation_{options.table}" + ("" if options.split == "test" else f"_{options.split}")
+    text = (f"{markdown(entries)}\n\n{options.seeds} seeds, {options.steps} steps of batch {options.batch}, "
+            f"{options.sequences} {options.split} sequences of 60 frames in each setting; ± is the standard deviation "
+            "over seeds, [ ] the 95 % bootstrap interval of the paired difference over sequences.\n")
+    options.out.mkdir(parents=True, exist_ok=True)
+    write_atomically(options.out / f"{name}.json", lambda path: path.write_text(json.dumps(report, indent=1) + "\n"))
+    write_atomically(options.out / f"{name}.md", lambda path: path.write_text(text))
+    plot(entries, options.out / f"{name}.png", f"{options.table}, {options.seeds} seeds")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
