@@ -25,6 +25,7 @@ class Adapter(ABC):
     """
 
     head: str = ""
+    modalities: int | None = None  # m, where the structure fixes it
 
     @abstractmethod
     def points(self, network: nn.Module) -> Mapping[str, Callable[..., Any]]:

@@ -148,6 +148,7 @@ class SiamBANAdapter(Adapter):
     """
 
     head = "head"
+    modalities = 2
 
     def points(self, network: nn.Module) -> Mapping[str, Callable[..., Any]]:
         return {"neck": self.neck, "neck.fusion": self.fuse}

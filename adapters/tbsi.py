@@ -16,6 +16,7 @@ class TBSIAdapter(Adapter):
     """
 
     head = "box_head"
+    modalities = 2
 
     def points(self, network: nn.Module) -> Mapping[str, Callable[..., Any]]:
         return {"tbsi_fuse_search": self.fuse}

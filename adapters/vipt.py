@@ -20,6 +20,7 @@ class ViPTAdapter(Adapter):
     """
 
     head = "box_head"
+    modalities = 2
 
     def points(self, network: nn.Module) -> Mapping[str, Callable[..., Any]]:
         prompt_blocks = network.get_submodule("backbone.prompt_blocks")

@@ -206,6 +206,9 @@ def attach(tracker: Any, fusion: GenerativeFusion | Any, adapter: Any = "auto",
     if channels not in (None, fusion.channels):
         raise ValueError(f"the fusion was built with channels={fusion.channels}; this {type(network).__name__} fuses "
                          f"maps of {channels} channels")
+    if adapter.modalities not in (None, fusion.modalities):
+        raise ValueError(f"the fusion was built with modalities={fusion.modalities}; {type(network).__name__} has "
+                         f"{adapter.modalities}")
     own_head = network.get_submodule(adapter.head)
     points = {adapter.head: _plain_head, **adapter.points(network)}
     if len({network.get_submodule(name) for name in points}) < len(points):

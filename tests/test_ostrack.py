@@ -174,6 +174,8 @@ def test_fusions_that_do_not_fit(case: Case) -> None:
     channels = case.fusion["channels"]
     with pytest.raises(ValueError, match=rf"channels=24; this {type(network).__name__} fuses maps of {channels}"):
         attach(network, case.make_fusion(channels=24))
+    with pytest.raises(ValueError, match=rf"modalities=3; {type(network).__name__} has 2"):
+        attach(network, case.make_fusion(modalities=3))
     assert_same_anatomy(anatomy(network), before)
     handle = attach(network, case.make_fusion())
     expected = case.run(network)

@@ -211,6 +211,8 @@ def test_what_is_missing_is_said() -> None:
         attach(nn.Linear(1, 1), plugin())
     with pytest.raises(ValueError, match="built with channels=8; this ModelBuilder fuses maps of 24 channels"):
         attach(stand_ins.build(3), plugin(1))
+    with pytest.raises(ValueError, match="modalities=1; ModelBuilder has 2"):
+        attach(stand_ins.build(), GenerativeFusion(8, modalities=1, size=31))
     model = stand_ins.build()
     attach(model, plugin())
     with pytest.raises(ValueError, match="two streams already"):
