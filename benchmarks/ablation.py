@@ -134,7 +134,7 @@ def built(arm: Arm, seed: int, features: CachedFeatures) -> Attachment:
     if arm.control:
         fusion.network = Convolutions() if arm.control == "convolution" else Silent()
     handle = attach(load_tracker(), fusion, ModuleAdapter("fusion", "head", size=SEARCH_MAP))
-    batch = next(iter(DataLoader(Subset(features, range(128)), 128)))
+    batch = next(iter(DataLoader(features, min(128, len(features)))))
     fusion.calibrate([([batch["feature_0"].float(), batch["feature_1"].float()], batch["fused"].float())])
     if arm.control == "head":
         fusion.residual = Frozen(fusion.residual)
@@ -302,6 +302,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/ablation"), help="of the runs (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
+    if options.steps * options.batch > options.pairs or min(options.steps, options.seeds, options.sequences) < 1:
+        parser.error(f"--steps {options.steps} of --batch {options.batch} take {options.steps * options.batch} pairs, "
+                     f"of {options.pairs} (--pairs); expected at most as many, and at least one of everything")
 
     arms = [None, *TABLES[options.table]]
     for degradation in sorted({0.0, *(arm.degradation for arm in arms if arm is not None)}):

@@ -1,0 +1,70 @@
+"""The ablations: statistics, disjoint seeds, and one tiny run from end to end."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+import ablation
+from embedded.sequences import TRAIN_SEEDS
+
+
+def result(seed: int, values: list[float], parameters: int = 10) -> dict[str, Any]:
+    sequences = {f"s{i}": {"PR": v, "NPR": v, "SR": v} for i, v in enumerate(values)}
+    return {"seed": seed, "parameters": parameters, "sequences": dict.fromkeys(ablation.SEVERITY, sequences)}
+
+
+@pytest.mark.parametrize(("differences", "low", "high"), [
+    ([2.0] * 8, 2.0, 2.0),  # nothing to doubt
+    ([-1.0, 1.0] * 50, -0.25, 0.25),
+    ([0.0] * 9 + [10.0], 0.0, 3.5),  # one sequence does not make a gain
+])
+def test_bootstrap_interval(differences: list[float], low: float, high: float) -> None:
+    mean, lower, upper = ablation.interval(np.array(differences))
+    assert mean == pytest.approx(np.mean(differences))
+    assert low - 1e-9 <= lower <= mean <= upper <= high + 1e-9
+    assert (lower, upper) == ablation.interval(np.array(differences))[1:]
+
+
+def test_differences_are_paired_by_sequence() -> None:
+    base = np.array([10.0, 50.0, 90.0])
+    rows = {"base": [result(0, base.tolist())], "better": [result(s, (base + 3 + s).tolist()) for s in range(3)]}
+    entries = {(e["row"], e["setting"]): e for e in ablation.summary(rows)}
+    better = entries["better", "shifted"]
+    assert better["SR_over_base"] == pytest.approx({"mean": 4.0, "low": 4.0, "high": 4.0})
+    assert better["SR_deviation_over_seeds"] == pytest.approx(1.0) and better["SR"] == pytest.approx(54.0)
+    text = ablation.markdown(list(entries.values()))
+    assert "| better | 10 | 54.0 | 54.0 | 54.0 ± 1.0 | +4.0 [+4.0, +4.0] |" in text
+
+
+def test_no_sequence_is_in_two_sets() -> None:
+    sets = [set(TRAIN_SEEDS)]
+    for seeds in ablation.SPLITS.values():
+        sets += [set(seeds[:5000]), set(seeds[5000:])]
+    assert sum(map(len, sets)) == len(set.union(*sets))
+
+
+@pytest.mark.parametrize("arm", [ablation.TABLES["table2"][0], ablation.TABLES["table2"][2], ablation.Arm(
+    "DM", ablation.BEST | {"network_config": {"widths": [32], "depth": 1}}, sampling={"steps": 2})],
+    ids=["head", "convolution", "diffusion"])
+def test_a_run_from_end_to_end(arm: ablation.Arm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = argparse.Namespace(work=tmp_path, pairs=32, training_sequences=2, steps=2, batch=4, sequences=1,
+                                 split="validation")
+    for share in (0.0, arm.degradation):
+        ablation.prepare(share, options)
+    short = [ablation.generate_sequence(ablation.SPLITS["validation"][0], frames=6)]
+    monkeypatch.setattr(ablation, "sequences", lambda *_: short)
+    handle = ablation.built(arm, 0, ablation.CachedFeatures(tmp_path / "features-0"))
+    before = {name: p.detach().clone() for name, p in handle.fusion.named_parameters()}
+    found = ablation.measured(arm, 0, options)
+    assert all(0 <= v["SR"] <= 100 for table in found["sequences"].values() for v in table.values())
+    trained = dict(ablation.trained(arm, 0, options).fusion.named_parameters())
+    changed = {name.split(".")[0] for name, value in before.items() if not value.equal(trained[name])}
+    assert changed == ({"head"} if arm.control == "head" else {"head", "network", "residual"})
+    monkeypatch.setattr(ablation, "trained", None)  # a run that is finished is not run again
+    assert ablation.measured(arm, 0, options) == found
