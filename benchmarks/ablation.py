@@ -45,6 +45,7 @@ from embedded.training import PairDataset
 CHANNELS = 64
 SPLITS = {"test": TEST_SEEDS, "validation": VALIDATION_SEEDS}
 SEVERITY = {"same": 1.0, "shifted": 1.5}
+TRAINING = ("steps", "batch", "pairs", "training_sequences")
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ class Arm:
     """A row of a table.
 
     fusion: arguments of GenerativeFusion. weight: λ. control: "head" trains the new head alone, on the host's fusion;
-    "convolution" is a network of plain convolutions. degradation: share of spoilt training samples, whose target is the
-    fused map of the clean ones. sampling: attributes set on the trained fusion.
+    "convolution" is a network of plain convolutions. degradation: share of degraded training samples, whose target is
+    the fused map of the clean ones. sampling: attributes set on the trained fusion.
     """
 
     label: str
@@ -71,20 +72,21 @@ TABLES: dict[str, list[Arm]] = {
     "table2": [
         Arm("head retrained alone", RAW, 0.0, "head"),
         Arm("head retrained alone, no degradation", RAW, 0.0, "head", 0.0),
-        Arm("plain convolutions, λ = 0", RAW, 0.0, "convolution"),
-        Arm("plain convolutions, λ = 1", RAW, 1.0, "convolution"),
+        Arm("plain convolutional fusion", RAW, 0.0, "convolution"),
         *(Arm(f"{name}, {label}", method | network) for name, method in (("RAW", RAW), ("CGAN", CGAN), ("DM", DM))
           for label, network in (("UNet", UNET), ("UViT", UVIT))),
         Arm("DM, UNet, no degradation", BEST, degradation=0.0),
     ],
     "weight": [Arm(f"λ = {weight}", BEST, float(weight)) for weight in (0, 1, 2, 3, 5, 10, 100)],
     "steps": [Arm(f"s = {steps}", BEST, sampling={"steps": steps}) for steps in (1, 2, 5, 10, 20, 40)],
-    "blocks": [*(Arm(f"UNet, n = {2 * depth}", BEST | {"network_config": {"depth": depth}}) for depth in (1, 2, 3)),
-               *(Arm(f"UViT, n = {depth}", DM | UVIT | {"network_config": {"depth": depth}}) for depth in (1, 2, 4))],
-    "weighting": [*(Arm(name, BEST | {"weighting": name}) for name in ("x_0", "noise", "min_snr")),
+    "blocks": [Arm("UNet, n = 3", BEST),
+               *(Arm(f"UNet, n = {3 * depth}", BEST | {"network_config": {"depth": depth}}) for depth in (2, 3)),
+               Arm("UViT, n = 1", DM | UVIT),
+               *(Arm(f"UViT, n = {depth}", DM | UVIT | {"network_config": {"depth": depth}}) for depth in (2, 4))],
+    "weighting": [Arm("x_0", BEST), *(Arm(name, BEST | {"weighting": name}) for name in ("noise", "min_snr")),
                   *(Arm(f"x_0, share of t = T {share:g}", BEST | {"last_step_probability": share})
                     for share in (0.0, 1.0))],
-    "prediction": [*(Arm(name, BEST | {"prediction_type": name}) for name in ("sample", "v_prediction")),
+    "prediction": [Arm("sample", BEST), Arm("v_prediction", BEST | {"prediction_type": "v_prediction"}),
                    Arm("epsilon, s = 5", BEST | {"prediction_type": "epsilon", "steps": 5})],
     "noise": [Arm("fixed", BEST), Arm("random", BEST, sampling={"fixed_noise": False})],
     "degradation": [Arm(f"share {share:g}", BEST, degradation=share) for share in (0.0, 0.3, 0.6, 0.9)],
@@ -103,7 +105,7 @@ class Silent(nn.Module):
 
 
 class Convolutions(nn.Module):
-    """A plain fusion with about as many parameters as the UViT (285 k): 3×3, 1×1, 3×3."""
+    """A plain fusion, 3×3, 1×1, 3×3, of about the parameters of the UViT (0.25 M, 0.20 M) and the FLOP of the UNet."""
 
     def __init__(self, width: int = 136) -> None:
         super().__init__()
@@ -149,10 +151,9 @@ def tracking_loss(network: nn.Module, batch: dict[str, Tensor]) -> dict[str, Ten
 
 def trained(arm: Arm, seed: int, options: argparse.Namespace) -> Attachment:
     """Fine-tuned, or read from the working folder."""
-    features = CachedFeatures(options.work / f"features-{arm.degradation:g}")
-    handle = built(arm, seed, CachedFeatures(options.work / "features-0"))
-    folder = options.work / key({"fusion": arm.fusion, "weight": arm.weight, "control": arm.control, "degradation":
-                                 arm.degradation, "steps": options.steps, "batch": options.batch}, seed)
+    features = CachedFeatures(features_folder(arm.degradation, options))
+    handle = built(arm, seed, CachedFeatures(features_folder(0.0, options)))
+    folder = options.work / training_key(arm, seed, options)
 
     head = {id(p) for p in handle.head.parameters()}
 
@@ -173,8 +174,19 @@ def trained(arm: Arm, seed: int, options: argparse.Namespace) -> Attachment:
     handle.fusion.load_state_dict(torch.load(weights, weights_only=True))
     for name, value in arm.sampling.items():
         setattr(handle.fusion, name, value)
+    handle.fusion.manual_seed(seed)
     handle.network.eval()
     return handle
+
+
+def features_folder(degradation: float, options: argparse.Namespace) -> Path:
+    return options.work / f"features-{degradation:g}-{options.pairs}-of-{options.training_sequences}"
+
+
+def training_key(arm: Arm | None, seed: int, options: argparse.Namespace) -> str:
+    """Names what was trained; arms that differ in how they sample share it."""
+    what = None if arm is None else [arm.fusion, arm.weight, arm.control, arm.degradation]
+    return key({"arm": what, **{name: getattr(options, name) for name in TRAINING}}, seed)
 
 
 def key(settings: dict[str, Any], seed: int) -> str:
@@ -200,7 +212,8 @@ def measured(arm: Arm | None, seed: int, options: argparse.Namespace) -> dict[st
     """The result of one run, from its file where there is one; None is the tracker as it comes."""
     torch.set_num_threads(1)
     settings = {"arm": None if arm is None else {k: v for k, v in vars(arm).items() if k != "label"},
-                "split": options.split, "sequences": options.sequences, "steps": options.steps, "batch": options.batch}
+                "split": options.split, "sequences": options.sequences,
+                **{name: getattr(options, name) for name in TRAINING}}
     path = options.work / "results" / f"{key(settings, seed)}.json"
     if path.is_file():
         return json.loads(path.read_text())
@@ -208,13 +221,19 @@ def measured(arm: Arm | None, seed: int, options: argparse.Namespace) -> dict[st
     handle = None if arm is None else trained(arm, seed, options)
     network = load_tracker() if handle is None else handle.network
     result = {"settings": settings, "seed": seed, "seconds_training": time.monotonic() - started,
-              "parameters": 0 if handle is None else sum(p.numel() for p in handle.parameters()),
+              "parameters": 0 if handle is None else sum(
+                  p.numel() for p in (handle.head if arm.control == "head" else handle).parameters()),
               "sequences": {setting: tracked(network, options.split, setting, options.sequences)
                             for setting in SEVERITY}}
-    result["seconds"] = time.monotonic() - started
+    result |= {"seconds": time.monotonic() - started, "threads": torch.get_num_threads(), **now()}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda temporary: temporary.write_text(json.dumps(result)))
     return result
+
+
+def measured_in_turn(arms: list[Arm | None], seed: int, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The arms of one training, in one process: two would train into one folder."""
+    return [measured(arm, seed, options) for arm in arms]
 
 
 def prepare(degradation: float, options: argparse.Namespace) -> None:
@@ -223,16 +242,18 @@ def prepare(degradation: float, options: argparse.Namespace) -> None:
     fusion = GenerativeFusion(CHANNELS, size=SEARCH_MAP, residual="conv3x3")
     handle = attach(load_tracker(), fusion, ModuleAdapter("fusion", "head", size=SEARCH_MAP))
     handle.degradation = Degradation(degradation) if degradation else None
-    cache_features(handle, DataLoader(pairs, 16), options.work / f"features-{degradation:g}",
+    cache_features(handle, DataLoader(pairs, 16), features_folder(degradation, options),
                    targets=lambda batch: {name: batch[name] for name in ("label_cls", "label_loc")},
                    forward=lambda network, batch: network(batch), dtype="float16")
 
 
-def interval(differences: np.ndarray, draws: int = 10_000) -> tuple[float, float, float]:
-    """The mean of paired differences (sequences,) and its 95 % bootstrap interval over sequences."""
-    picks = np.random.default_rng(0).integers(len(differences), size=(draws, len(differences)))
-    low, high = np.percentile(differences[picks].mean(1), [2.5, 97.5])
-    return float(differences.mean()), float(low), float(high)
+def interval(differences: np.ndarray, draws: int = 10_000) -> dict[str, float]:
+    """The mean of paired differences (seeds, sequences) and its 95 % bootstrap interval over seeds and sequences."""
+    random, (seeds, count) = np.random.default_rng(0), differences.shape
+    rows, columns = random.integers(seeds, size=(draws, seeds)), random.integers(count, size=(draws, count))
+    means = np.stack([differences[row][:, column].mean() for row, column in zip(rows, columns, strict=True)])
+    low, high = np.percentile(means, [2.5, 97.5])
+    return {"mean": float(differences.mean()), "low": float(low), "high": float(high)}
 
 
 def success(results: list[dict[str, Any]], setting: str, metric: str = "SR") -> np.ndarray:
@@ -246,11 +267,10 @@ def summary(rows: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     for label, results in rows.items():
         for setting in SEVERITY:
             table = success(results, setting)
-            difference = interval(table.mean(0) - success(rows["base"], setting).mean(0))
             entries.append({"row": label, "setting": setting, "parameters": results[0]["parameters"],
                             **{m: float(success(results, setting, m).mean()) for m in ("PR", "NPR", "SR")},
                             "SR_deviation_over_seeds": float(table.mean(1).std(ddof=1)) if len(table) > 1 else None,
-                            "SR_over_base": dict(zip(("mean", "low", "high"), difference, strict=True))})
+                            "SR_over_base": interval(table - success(rows["base"], setting))})
     return entries
 
 
@@ -266,6 +286,23 @@ def markdown(entries: list[dict[str, Any]]) -> str:
             cells += [f"{e['PR']:.1f}", f"{e['NPR']:.1f}", f"{e['SR']:.1f}" + (f" ± {spread:.1f}" if spread else ""),
                       "" if row == "base" else f"{gain['mean']:+.1f} [{gain['low']:+.1f}, {gain['high']:+.1f}]"]
         lines.append(f"| {row} | {own[0]['parameters'] or 'none'} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def against(winner: str, rows: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The paired differences of one row to every other: a control is to be beaten, and not the base alone."""
+    return [{"row": label, "setting": setting,
+             "difference": interval(success(rows[winner], setting) - success(results, setting))}
+            for label, results in rows.items() if label != winner for setting in SEVERITY]
+
+
+def comparison(winner: str, entries: list[dict[str, Any]]) -> str:
+    lines = [f"| {winner} minus … | " + " | ".join(f"{setting}: SR" for setting in SEVERITY) + " |",
+             "|---|" + "---|" * len(SEVERITY)]
+    for row in dict.fromkeys(entry["row"] for entry in entries):
+        cells = [f"{e['mean']:+.1f} [{e['low']:+.1f}, {e['high']:+.1f}]"
+                 for e in (entry["difference"] for entry in entries if entry["row"] == row)]
+        lines.append(f"| {row} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -297,11 +334,12 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=4800, help="cached training pairs (default: %(default)s)")
     parser.add_argument("--training-sequences", type=int, default=300, help="that they are of (default: %(default)s)")
     parser.add_argument("--sequences", type=int, default=20, help="tracked in each setting (default: %(default)s)")
-    parser.add_argument("--split", choices=SPLITS, default="test", help="tune on validation (default: %(default)s)")
+    parser.add_argument("--split", choices=SPLITS, help="default: test for table2, validation for what is tuned")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: %(default)s)")
     parser.add_argument("--work", type=Path, default=Path("runs/ablation"), help="of the runs (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
+    options.split = options.split or ("test" if options.table == "table2" else "validation")
     if options.steps * options.batch > options.pairs or min(options.steps, options.seeds, options.sequences) < 1:
         parser.error(f"--steps {options.steps} of --batch {options.batch} take {options.steps * options.batch} pairs, "
                      f"of {options.pairs} (--pairs); expected at most as many, and at least one of everything")
@@ -309,24 +347,32 @@ def main() -> None:
     arms = [None, *TABLES[options.table]]
     for degradation in sorted({0.0, *(arm.degradation for arm in arms if arm is not None)}):
         prepare(degradation, options)
-    rows = {"base" if arm is None else arm.label: [] for arm in arms}
+    rows: dict[str, list[dict[str, Any]]] = {"base" if arm is None else arm.label: [] for arm in arms}
     started = time.monotonic()
+    trainings: dict[tuple[int, str], list[Arm | None]] = {}
+    for seed in range(options.seeds):
+        for arm in arms if seed == 0 else arms[1:]:
+            trainings.setdefault((seed, training_key(arm, seed, options)), []).append(arm)
     with ProcessPoolExecutor(options.workers) as pool:
-        jobs = {pool.submit(measured, arm, seed, options): arm
-                for seed in range(options.seeds) for arm in arms if arm is not None or seed == 0}
-        for job in tqdm(as_completed(jobs), total=len(jobs), desc=options.table, unit="run"):
-            arm = jobs[job]
-            rows["base" if arm is None else arm.label].append(job.result())
+        jobs = {pool.submit(measured_in_turn, shared, seed, options): shared
+                for (seed, _), shared in trainings.items()}
+        for job in tqdm(as_completed(jobs), total=len(jobs), desc=options.table, unit="training"):
+            for arm, result in zip(jobs[job], job.result(), strict=True):
+                rows["base" if arm is None else arm.label].append(result)
+    for results in rows.values():
+        results.sort(key=lambda result: result["seed"])  # seeds are paired
     entries = summary(rows)
     report = {"command": " ".join(["python", *sys.argv]), **machine(torch.device("cpu")), **now(),
               "seconds": time.monotonic() - started,
               "seconds_of_runs": sum(result["seconds"] for results in rows.values() for result in results),
-              "rows": entries,
-              "runs": {label: sorted(results, key=lambda result: result["seed"]) for label, results in rows.items()}}
-    name = f"ablation_{options.table}" + ("" if options.split == "test" else f"_{options.split}")
-    text = (f"{markdown(entries)}\n\n{options.seeds} seeds, {options.steps} steps of batch {options.batch}, "
+              "rows": entries, "runs": rows}
+    name, compared = f"ablation_{options.table}", ""
+    if options.table == "table2":
+        report["DM, UNet minus"] = against("DM, UNet", rows)
+        compared = "\n\n" + comparison("DM, UNet", report["DM, UNet minus"])
+    text = (f"{markdown(entries)}{compared}\n\n{options.seeds} seeds, {options.steps} steps of batch {options.batch}, "
             f"{options.sequences} {options.split} sequences of 60 frames in each setting; ± is the standard deviation "
-            "over seeds, [ ] the 95 % bootstrap interval of the paired difference over sequences.\n")
+            "over seeds, [ ] the 95 % bootstrap interval of the paired difference over seeds and sequences.\n")
     options.out.mkdir(parents=True, exist_ok=True)
     write_atomically(options.out / f"{name}.json", lambda path: path.write_text(json.dumps(report, indent=1) + "\n"))
     write_atomically(options.out / f"{name}.md", lambda path: path.write_text(text))

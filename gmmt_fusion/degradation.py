@@ -1,27 +1,28 @@
-"""Spoilt search pictures: what makes the generative loss ask for more than the host's own fused map."""
+"""Degraded search pictures: what makes the generative loss ask for more than the host's own fused map."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange, reduce
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from .checks import check_share
 
-KINDS = ("dark", "washed out", "noisy", "blurred", "gone")
+KINDS = ("dark", "low contrast", "noisy", "blurred", "missing")
 
 
 class Degradation:
-    """Spoils one modality of some samples' search pictures, in training; set it as `Attachment.degradation`.
+    """Degrades one modality of some samples' search pictures, in training; set it as `Attachment.degradation`.
 
     The host's fused map is a function of the features, so that a perfect generative loss gives back what the host has
-    already. With a degradation the host runs twice: the clean pictures give the target, the spoilt ones the features;
+    already. With a degradation the host runs twice: the clean pictures give the target, the degraded ones the features;
     what is generated is the fused map that the host would have had from two good modalities. Templates stay clean.
 
     Args:
-        probability: share of the samples that are spoilt.
+        probability: share of the samples that are degraded.
     """
 
     def __init__(self, probability: float = 0.5) -> None:
@@ -29,10 +30,10 @@ class Degradation:
         self.probability = probability
 
     def __repr__(self) -> str:
-        return f"Degradation({self.probability})"
+        return f"{type(self).__qualname__}({', '.join(f'{key}={value!r}' for key, value in vars(self).items())})"
 
     def __call__(self, inputs: Any, modalities: int, generator: torch.Generator) -> Any:
-        """The host's inputs, of any structure, with the search pictures in it spoilt.
+        """The host's inputs, of any structure, with the search pictures in it degraded.
 
         The search pictures are the largest among the tensors (B, 3·m, H, W) or, m in a row, (B, 3, H, W).
 
@@ -50,39 +51,44 @@ class Degradation:
                              f"modalities of 3, in one tensor (B, {3 * modalities}, H, W) or in {modalities}. For "
                              "other inputs give a degradation of your own: (inputs, modalities, generator) -> inputs")
         pictures = torch.cat([leaves[i] for i in places], dim=1)
-        spoilt = self.spoil(list(pictures.chunk(modalities, dim=1)), generator)
-        for i, part in zip(places, torch.cat(spoilt, dim=1).split([leaves[i].shape[1] for i in places], dim=1),
+        degraded = self.corrupt(list(pictures.chunk(modalities, dim=1)), generator)
+        for i, part in zip(places, torch.cat(degraded, dim=1).split([leaves[i].shape[1] for i in places], dim=1),
                            strict=True):
             leaves[i] = part
         return tree_unflatten(leaves, structure)
 
-    def spoil(self, pictures: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
-        """Pictures (B, 3, H, W), one tensor a modality, of any range and dtype, some of them spoilt."""
+    def corrupt(self, pictures: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
+        """Pictures (B, 3, H, W), one tensor a modality, of any range and dtype, some of them degraded."""
+        batch, device = len(pictures[0]), pictures[0].device
+        chance, strength = torch.rand(2, batch, generator=generator, device=generator.device).to(device)
+        modality, kind = (torch.randint(most, (batch,), generator=generator, device=generator.device).to(device)
+                          for most in (len(pictures), len(KINDS)))
+        grain = torch.randn((batch, 1, *pictures[0].shape[2:]), generator=generator, device=generator.device).to(device)
         results = [picture.clone() for picture in pictures]
-        for item in range(len(pictures[0])):
-            chance, strength = torch.rand(2, generator=generator, device=generator.device).tolist()
-            modality, kind = (int(torch.randint(most, (), generator=generator, device=generator.device))
-                              for most in (len(pictures), len(KINDS)))
-            if chance < self.probability:
-                clean = pictures[modality][item]
-                results[modality][item] = _spoil(clean, KINDS[kind], 0.4 + 0.6 * strength, generator).to(clean.dtype)
+        for m, picture in enumerate(pictures):
+            for k, name in enumerate(KINDS):
+                items = ((chance < self.probability) & (modality == m) & (kind == k)).nonzero()[:, 0]
+                if len(items):
+                    level = rearrange(0.4 + 0.6 * strength[items], "b -> b 1 1 1")
+                    degraded = _degrade(picture[items].float(), name, level, grain[items])
+                    results[m][items] = degraded.to(picture.dtype)
         return results
 
 
-def _spoil(picture: Tensor, kind: str, strength: float, generator: torch.Generator) -> Tensor:
-    """A picture (3, H, W) within its own range, whatever its normalisation is."""
-    x = picture.float()
-    low, mean, high = x.amin(), x.mean(), x.amax()
-    grain = torch.randn((1, *x.shape[1:]), generator=generator, device=generator.device).to(x.device) * (high - low)
+def _degrade(x: Tensor, kind: str, level: Tensor, grain: Tensor) -> Tensor:
+    """Pictures (B, 3, H, W), each within its own range, whatever its normalisation is; level (B, 1, 1, 1) in 0..1."""
+    low, mean, high = (reduce(x, "b c h w -> b 1 1 1", how) for how in ("min", "mean", "max"))
+    grain = grain * (high - low)
     if kind == "dark":
-        x = low + (x - low) * (1 - 0.95 * strength) + 0.015 * grain
-    elif kind == "washed out":
-        x = mean + (x - mean) * (1 - 0.95 * strength) + 0.015 * grain
+        degraded = low + (x - low) * (1 - 0.95 * level) + 0.015 * grain
+    elif kind == "low contrast":
+        degraded = mean + (x - mean) * (1 - 0.95 * level) + 0.015 * grain
     elif kind == "noisy":
-        x = x + 0.2 * strength * grain
+        degraded = x + 0.2 * level * grain
     elif kind == "blurred":
-        radius = max(1, round(strength * min(x.shape[1:]) / 40))
-        x = F.avg_pool2d(F.pad(x[None], (radius,) * 4, mode="replicate"), 2 * radius + 1, stride=1)[0]
+        radius = max(1, min(x.shape[2:]) // 40)
+        blurred = F.avg_pool2d(F.pad(x, (radius,) * 4, mode="replicate"), 2 * radius + 1, stride=1)
+        degraded = x + level * (blurred - x)
     else:
-        x = mean + 0.015 * grain.expand_as(x)
-    return x.clamp(low, high)
+        degraded = mean + 0.015 * grain.expand_as(x)
+    return torch.minimum(torch.maximum(degraded, low), high)

@@ -30,7 +30,7 @@ class Plugin(nn.Module):
         self.last_maps: tuple[list[Tensor], Tensor] | None = None  # for the discriminator's turn
         self.total_weight: float | None = None  # λ, where the host returns its "total_loss"
         self.degradation: Callable[[Any, int, torch.Generator], Any] | None = None
-        self.clean: list[Tensor] = []  # the fused maps of the clean inputs, while the spoilt ones are run
+        self.clean: list[Tensor] = []  # the fused maps of the clean inputs, while the degraded ones are run
         self.in_forward = False
         self.host_training: dict[str, bool] = {}
         self.host_requires_grad: dict[str, bool] = {}
@@ -89,6 +89,18 @@ class Plugin(nn.Module):
     def remember(self, network: nn.Module) -> None:
         self.host_training = {name: module.training for name, module in self.host_modules(network)}
         self.host_requires_grad = {name: p.requires_grad for name, p in self.host_parameters(network)}
+
+    def train(self, mode: bool = True) -> "Plugin":
+        """As any module's; but the new head's BatchNorm keeps the statistics that it was copied with.
+
+        They are of the host's whole training; those of a small batch, partly of noised maps, cost accuracy
+        (benchmarks/README.md).
+        """
+        super().train(mode)
+        for module in self.head.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
 
     def freeze(self, network: nn.Module) -> None:
         """Host submodules to eval mode, host parameters without gradient; the root keeps its flag, which hosts read."""
@@ -152,7 +164,7 @@ class Root(Patched):
         plugin.generative_loss, plugin.in_forward = None, True
         try:
             if plugin.training and plugin.degradation is not None:
-                args, kwargs = self._gmmt_spoilt(plugin.degradation, args, kwargs)
+                args, kwargs = self._gmmt_degraded(plugin.degradation, args, kwargs)
             out = super().forward(*args, **kwargs)
         finally:
             plugin.in_forward = False
@@ -170,9 +182,10 @@ class Root(Patched):
                 out["total_loss"] = out["total_loss"] + plugin.total_weight * plugin.generative_loss
         return out
 
-    def _gmmt_spoilt(self, degradation: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Run the host on its clean inputs, keep its fused maps as targets, and return the spoilt inputs."""
+    def _gmmt_degraded(self, degradation: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run the host on its clean inputs, keep its fused maps as targets, and return the degraded inputs."""
         plugin = self._gmmt_plugin
+        inputs = degradation((args, kwargs), plugin.fusion.modalities, plugin.fusion.generator)
         recorded, plugin.recorded = plugin.recorded, []
         try:
             with torch.no_grad():
@@ -180,7 +193,7 @@ class Root(Patched):
             clean = [fused for _, fused in plugin.recorded]
         finally:
             plugin.recorded = recorded
-        inputs = degradation((args, kwargs), plugin.fusion.modalities, plugin.fusion.generator)
+            plugin.memory.clear()
         plugin.clean = clean
         return inputs
 

@@ -20,15 +20,16 @@ def result(seed: int, values: list[float], parameters: int = 10) -> dict[str, An
 
 
 @pytest.mark.parametrize(("differences", "low", "high"), [
-    ([2.0] * 8, 2.0, 2.0),  # nothing to doubt
-    ([-1.0, 1.0] * 50, -0.25, 0.25),
-    ([0.0] * 9 + [10.0], 0.0, 3.5),  # one sequence does not make a gain
+    ([[2.0] * 8], 2.0, 2.0),  # nothing to doubt
+    ([[-1.0, 1.0] * 50], -0.25, 0.25),
+    ([[0.0] * 9 + [10.0]], 0.0, 3.5),  # one sequence does not make a gain
+    ([[-1.0] * 9, [3.0] * 9], -1.0, 3.0),  # nor one seed
 ])
-def test_bootstrap_interval(differences: list[float], low: float, high: float) -> None:
-    mean, lower, upper = ablation.interval(np.array(differences))
-    assert mean == pytest.approx(np.mean(differences))
-    assert low - 1e-9 <= lower <= mean <= upper <= high + 1e-9
-    assert (lower, upper) == ablation.interval(np.array(differences))[1:]
+def test_bootstrap_interval(differences: list[list[float]], low: float, high: float) -> None:
+    found = ablation.interval(np.array(differences))
+    assert found["mean"] == pytest.approx(np.mean(differences))
+    assert low - 1e-9 <= found["low"] <= found["mean"] <= found["high"] <= high + 1e-9
+    assert found == ablation.interval(np.array(differences))
 
 
 def test_differences_are_paired_by_sequence() -> None:
@@ -36,10 +37,11 @@ def test_differences_are_paired_by_sequence() -> None:
     rows = {"base": [result(0, base.tolist())], "better": [result(s, (base + 3 + s).tolist()) for s in range(3)]}
     entries = {(e["row"], e["setting"]): e for e in ablation.summary(rows)}
     better = entries["better", "shifted"]
-    assert better["SR_over_base"] == pytest.approx({"mean": 4.0, "low": 4.0, "high": 4.0})
+    assert better["SR_over_base"] == pytest.approx({"mean": 4.0, "low": 3.0, "high": 5.0}, abs=0.01)
     assert better["SR_deviation_over_seeds"] == pytest.approx(1.0) and better["SR"] == pytest.approx(54.0)
+    assert {e["row"]: e["difference"]["mean"] for e in ablation.against("better", rows)} == {"base": pytest.approx(4.0)}
     text = ablation.markdown(list(entries.values()))
-    assert "| better | 10 | 54.0 | 54.0 | 54.0 ± 1.0 | +4.0 [+4.0, +4.0] |" in text
+    assert "| better | 10 | 54.0 | 54.0 | 54.0 ± 1.0 | +4.0 [+3.0, +5.0] |" in text
 
 
 def test_no_sequence_is_in_two_sets() -> None:
@@ -59,7 +61,7 @@ def test_a_run_from_end_to_end(arm: ablation.Arm, tmp_path: Path, monkeypatch: p
         ablation.prepare(share, options)
     short = [ablation.generate_sequence(ablation.SPLITS["validation"][0], frames=6)]
     monkeypatch.setattr(ablation, "sequences", lambda *_: short)
-    handle = ablation.built(arm, 0, ablation.CachedFeatures(tmp_path / "features-0"))
+    handle = ablation.built(arm, 0, ablation.CachedFeatures(ablation.features_folder(0.0, options)))
     before = {name: p.detach().clone() for name, p in handle.fusion.named_parameters()}
     found = ablation.measured(arm, 0, options)
     assert all(0 <= v["SR"] <= 100 for table in found["sequences"].values() for v in table.values())
