@@ -83,7 +83,7 @@ class Bench:
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
         before = kilobytes("self/status", "VmRSS")
         function()
-        return (kilobytes("self/status", "VmHWM") - before) / 1e3
+        return (kilobytes("self/status", "VmHWM") - before) * 1024 / 1e6
 
     def matrix_product(self, dtype: torch.dtype) -> tuple[Callable[[], Any], float]:
         """The square product with the highest rate, and its FLOP."""
@@ -184,7 +184,7 @@ def training(bench: Bench, preset: str, method: str) -> Row:
     fusion = bench.fusion(preset, method).train()
     needed = 12 * 1.25 * sum(p.numel() for p in fusion.parameters()) / 1e9  # gradients and two moments
     free = (torch.cuda.mem_get_info()[0] if bench.device.type == "cuda"
-            else 1e3 * kilobytes("meminfo", "MemAvailable")) / 1e9
+            else 1024 * kilobytes("meminfo", "MemAvailable")) / 1e9
     if needed > free:
         return {"skipped": f"needs about {needed:.0f} GB more, {free:.0f} GB are free"}
     optimizer = torch.optim.AdamW(fusion.parameters(), 1e-4, foreach=False)
@@ -362,7 +362,8 @@ def main() -> None:
     from tqdm import tqdm
 
     options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / ("speed.json" if bench.device.type == "cpu" else f"speed_{bench.device.type}.json")
+    kinds = [bench.device.type] * (bench.device.type != "cpu") + ["quick"] * bench.quick
+    path = options.out / f"{'_'.join(['speed', *kinds])}.json"
     settings = {"machine": machine(bench.device), "quick": options.quick, "seconds": options.seconds,
                 "batches": options.batches}
     report = json.loads(path.read_text()) if path.is_file() else {}

@@ -71,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--video", action="store_true", help="write annotated videos, too")
     command.add_argument("--visible", type=Path, metavar="PATH", help="your own video, or folder of pictures")
     command.add_argument("--auxiliary", type=Path, metavar="PATH", help="the same in thermal or depth")
+    command.add_argument("--depth", action="store_true", help="its pictures are depths, 16 bits, millimetres")
     command.add_argument("--box", type=_box, metavar="X,Y,W,H", help="of the target in its first frame, in pixels")
     figures.add_command(commands)
     return parser
@@ -91,7 +92,7 @@ def _track(options: argparse.Namespace) -> None:
         raise ValueError("expected --benchmark and --data, or else --visible, --auxiliary and --box")
     from . import tracking
 
-    given = ("tracker", "fusion", "benchmark", "data", "visible", "auxiliary", "box")
+    given = ("tracker", "fusion", "benchmark", "data", "visible", "auxiliary", "depth", "box")
     settings = {name: str(value) for name in given if (value := getattr(options, name))}
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always", UserWarning)
@@ -99,10 +100,10 @@ def _track(options: argparse.Namespace) -> None:
             names = benchmarks.read_names(options.sequences) if options.sequences else None
             sequences = tracking.open_sequences(options.data, options.benchmark, names)
         else:
-            sequences = [tracking.open_pair(*own)]
+            sequences = [tracking.open_pair(*own, depth=options.depth)]
+        tracker = tracking.load_tracker(options.tracker, options.fusion)
     for note in notes:
         print(f"note: {note.message}", file=sys.stderr)
-    tracker = tracking.load_tracker(options.tracker, options.fusion)
     times = tracking.track_folder(
         tracker,
         sequences,
@@ -122,7 +123,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     attributes = benchmarks.read_attributes(options.attributes) if options.attributes else None
     sizes = benchmarks.read_image_sizes(options.truth, list(truth))
     scores = {}
-    for tracker, folder in _tracker_names(options.results).items():
+    for tracker, folder in benchmarks.tracker_names(options.results).items():
         boxes, confidences = benchmarks.read_results(folder, options.benchmark, list(truth), options.format)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the notes say the same, below
@@ -145,14 +146,6 @@ def _evaluate(options: argparse.Namespace) -> None:
         print("\n" + "\n".join(_table(score.attributes, tracker)))
     written = write_curves(scores, options.output, options.benchmark)
     print("\nwrote " + ", ".join(map(str, written)))
-
-
-def _tracker_names(folders: Sequence[Path]) -> dict[str, Path]:
-    """{name: folder}: the folders' own names, or their whole paths where two names are alike."""
-    names = [folder.resolve().name for folder in folders]
-    return {
-        name if names.count(name) == 1 else str(folder): folder for name, folder in zip(names, folders, strict=True)
-    }
 
 
 def _table(rows: Mapping[str, Mapping[str, float]], head: str) -> list[str]:

@@ -38,7 +38,7 @@ class Attachment:
 
     @property
     def head(self) -> nn.Module:
-        """The new head, which starts as a copy of the host's."""
+        """The new head, which starts as a copy of the host's; its BatchNorm keeps the host's statistics."""
         return self._plugin.head
 
     @property
@@ -62,8 +62,11 @@ class Attachment:
 
     @property
     def degradation(self) -> Any:
-        """What spoils the host's inputs in training while the target stays that of the clean ones, such as a
-        `gmmt_fusion.degradation.Degradation`; None, the default, is the paper's training. May be set."""
+        """What degrades the host's inputs in training while the target stays that of the clean ones; may be set.
+
+        A `gmmt_fusion.degradation.Degradation`, or a function (inputs, modalities, generator) -> inputs, which must be
+        importable if the host is to be pickled. None, the default, is the paper's training.
+        """
         return self._plugin.degradation
 
     @degradation.setter
@@ -106,7 +109,10 @@ class Attachment:
 
     @contextlib.contextmanager
     def recorded(self) -> Iterator[list[tuple[list[Tensor], Tensor]]]:
-        """Let the host fuse as before and collect (features, fused) of every map that would have been generated."""
+        """Let the host fuse as before and collect (features, fused) of every map that would have been generated.
+
+        In training with a `degradation` the features are of the degraded inputs, and `fused` is of the clean.
+        """
         before, self._plugin.recorded = self._plugin.recorded, []
         try:
             yield self._plugin.recorded

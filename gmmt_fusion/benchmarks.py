@@ -157,6 +157,14 @@ def read_boxes(
     return table
 
 
+def tracker_names(folders: Sequence[Path]) -> dict[str, Path]:
+    """{name: folder}: the folders' own names, or their whole paths where two names are alike."""
+    names = [folder.resolve().name for folder in folders]
+    return {
+        name if names.count(name) == 1 else str(folder): folder for name, folder in zip(names, folders, strict=True)
+    }
+
+
 def read_names(path: str | Path) -> list[str]:
     """Sequence names, one per line."""
     return [line.strip() for _, line in _lines(path)]

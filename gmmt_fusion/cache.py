@@ -83,12 +83,16 @@ class CachedFeatures(Dataset):
         """What trains in the host's place.
 
         Raises:
-            ValueError: the cache is of another host, or of another adapter or fusion.
+            ValueError: the cache is of another host, adapter or fusion, or lacks the attachment's degradation.
         """
         differences = _differences(self.manifest["source"], _source(attachment))
         if differences:
             raise ValueError(f"{self.folder} is the cache of another host: {differences}; call cache_features with "
                              "this one and another folder")
+        if attachment.degradation is not None and self.manifest.get("degradation") != _degradation(attachment):
+            raise ValueError(f"{self.folder} was written with degradation {self.manifest.get('degradation')}, and the "
+                             f"attachment has {_degradation(attachment)}; set it before cache_features, with another "
+                             "folder")
         return CachedNetwork(attachment._plugin, self.manifest)
 
 
@@ -116,7 +120,7 @@ def cache_features(attachment: Attachment, loader: Any, folder: Any, *,
                    shard_size: int = 256, seed: int = 0, progress: bool = True) -> CachedFeatures:
     """Run the frozen host over a loader and write what training needs of it, the maps and the head's other inputs.
 
-    With an `Attachment.degradation` the maps are those of the spoilt inputs, and the fused ones of the clean.
+    With an `Attachment.degradation` the maps are those of the degraded inputs, and the fused ones of the clean.
 
     Interrupted, and called again with the same arguments, it goes on after the last whole shard.
 
@@ -144,8 +148,7 @@ def cache_features(attachment: Attachment, loader: Any, folder: Any, *,
     folder, total = Path(folder), passes * len(batches)
     settings = {"format": 1, "batches": total, "passes": passes, "dtype": dtype, "seed": seed,
                 "shard_size": shard_size, "source": _source(attachment),
-                "degradation": getattr(attachment.degradation, "__qualname__", None)
-                or (attachment.degradation and repr(attachment.degradation))}
+                "degradation": _degradation(attachment)}
     manifest = _read_manifest(folder) or {**settings, "shards": []}
     differences = _differences({key: manifest.get(key) for key in settings}, settings)
     if differences:
@@ -330,6 +333,13 @@ def _source(attachment: Attachment) -> dict[str, Any]:
     source = {"host": type(attachment.network).__name__, "host_weights": digest.hexdigest(), "adapter": points,
               "channels": attachment.fusion.channels, "modalities": attachment.fusion.modalities}
     return json.loads(json.dumps(source))  # as it is read back: tuples are lists
+
+
+def _degradation(attachment: Attachment) -> str | None:
+    """What tells a degradation from another: its repr, or the name of a function."""
+    degradation = attachment.degradation
+    name = f"{getattr(degradation, '__module__', '')}.{getattr(degradation, '__qualname__', '')}"
+    return None if degradation is None else name if hasattr(degradation, "__qualname__") else repr(degradation)
 
 
 def _differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> str:

@@ -218,10 +218,8 @@ def _tracked_frames(sequence: Any, results: dict[str, dict[str, np.ndarray]], pa
 def _read_results(folders: Sequence[Path], benchmark: str,
                   sequences: Sequence[Any]) -> dict[str, dict[str, np.ndarray]]:
     """{tracker: {sequence: boxes (N, 4)}}, each tracker called as its folder, or by the path where two are alike."""
-    names = [folder.resolve().name for folder in folders]
-    names = names if len(set(names)) == len(names) else list(map(str, folders))
     results = {}
-    for name, folder in zip(names, folders, strict=True):
+    for name, folder in benchmarks.tracker_names(folders).items():
         results[name], _ = benchmarks.read_results(folder, benchmark, [sequence.name for sequence in sequences])
         for sequence in sequences:
             count = len(results[name][sequence.name])

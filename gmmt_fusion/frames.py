@@ -43,9 +43,13 @@ class Pictures:
 
     def __getitem__(self, index: int) -> np.ndarray:
         cv2, path = _opencv(), self.paths[index]
-        picture = cv2.imread(str(path), cv2.IMREAD_UNCHANGED if self.depth else cv2.IMREAD_COLOR)
+        eight_or_more = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH  # bits: 16 are not silently cut to 8
+        picture = cv2.imread(str(path), cv2.IMREAD_UNCHANGED if self.depth else eight_or_more)
         if picture is None:
             raise OSError(f"{path} cannot be read as a picture")
+        if picture.dtype != np.uint8 and not self.depth:
+            raise ValueError(f"{path} has {picture.dtype} pixels; give --depth if they are millimetres, or convert the "
+                             "pictures to 8 bits")
         return np.ascontiguousarray((colour_map(picture) if self.depth else picture)[..., ::-1])
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -163,15 +167,18 @@ def open_sequence(folder: str | Path, benchmark: str | None = None) -> Sequence:
     return Sequence(folder.name, Pictures(visible), Pictures(auxiliary, layout.long_term), truth[0], truth).check()
 
 
-def open_pair(visible: str | Path, auxiliary: str | Path, box: Any, name: str | None = None) -> Sequence:
+def open_pair(visible: str | Path, auxiliary: str | Path, box: Any, name: str | None = None,
+              depth: bool = False) -> Sequence:
     """One's own pair of videos or picture folders, aligned, with the target's box in the first frame.
 
-    Auxiliary pictures of 16 bits are depth. The name is by default that of the visible file or folder.
+    With `depth` the auxiliary pictures are depths in millimetres, shown as colour maps. The name is by default that of
+    the visible file or folder.
     """
     first, second = (_source(Path(path)) for path in (visible, auxiliary))
-    if isinstance(second, Pictures):
-        picture = _opencv().imread(str(second.paths[0]), _opencv().IMREAD_UNCHANGED)
-        second.depth = picture is not None and picture.dtype != np.uint8
+    if depth:
+        if not isinstance(second, Pictures):
+            raise ValueError(f"{auxiliary} is a video, which holds no depths; expected a folder of 16-bit pictures")
+        second.depth = True
     return Sequence(name or Path(visible).absolute().stem, first, second, np.array(box, dtype=np.float64)).check()
 
 

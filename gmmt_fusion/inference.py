@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from .fusion import GenerativeFusion
 
 COMPILE_MODES = (None, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+MOST_SIZES = 4  # copies kept; with a dtype or on a GPU each has weights of its own
 
 
 class Optimized:
-    """What `GenerativeFusion.optimize` puts in place of `sample`: copies of the fusion, one for each size of the maps.
+    """What `forward` calls after `GenerativeFusion.optimize`: copies of the fusion, one for each size of the maps.
 
-    On the CPU in the fusion's own dtype they share its weights, but for the few that are folded. They are made again
-    when weights or settings have changed, and dropped by `.train()`; they are neither copied nor pickled.
+    On the CPU in float32 they share its weights, but for the few that are folded. They are made again when weights or
+    settings have changed, and dropped by `.train()`; they are neither copied nor pickled.
     """
 
     def __init__(self, fusion: "GenerativeFusion", dtype: torch.dtype | None, mode: str | None) -> None:
@@ -60,8 +61,12 @@ class Optimized:
         if fusion.method.noise_maps and not fusion.fixed_noise:
             raise ValueError("an optimised fusion has its noise folded into the network, and fixed_noise=False draws "
                              "new noise in every frame; set fusion.fixed_noise = True, or call optimize(False)")
-        with torch.inference_mode(False), torch.no_grad():
+        device = fusion.fused_std.device.type
+        # a frame under autocast must not round what later ones get
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
             folded = fold(fusion, size, self.dtype or fusion.fused_std.dtype)
+        while len(self.runs) >= MOST_SIZES:
+            del self.runs[next(iter(self.runs))]
         self.runs[size] = folded.sample if self.mode is None else torch.compile(folded.sample, mode=self.mode)
         self.tensors = [t for t in chain(fusion.parameters(), fusion.buffers()) if not t.is_inference()]
         self.stamp = self._stamp(fusion)
@@ -74,7 +79,8 @@ class Optimized:
 def fold(fusion: "GenerativeFusion", size: tuple[int, ...], dtype: torch.dtype) -> "GenerativeFusion":
     """A copy for inference on maps of `size`, whose network and residual path compute in `dtype`."""
     parts = {id(t): t for t in chain(fusion.parameters(), fusion.buffers())}
-    unused = {id(part): None for part in (fusion.head, fusion.optimized, getattr(fusion, "discriminator", None))}
+    others = fusion.head, fusion.head_state, fusion.optimized, getattr(fusion, "discriminator", None)
+    unused = {id(part): None for part in others}
     folded = copy.deepcopy(fusion, {**parts, **unused}).eval()
     network, method = folded.network, folded.method
     if method.is_one_pass(fusion.steps):

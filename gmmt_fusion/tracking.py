@@ -23,6 +23,7 @@ from torch import nn
 from . import benchmarks
 from .files import write_atomically
 from .frames import Sequence, open_pair, open_sequence, open_sequences, write_video
+from .fusion import GenerativeFusion
 
 __all__ = ["Sequence", "load_tracker", "open_pair", "open_sequence", "open_sequences", "run", "track_folder"]
 
@@ -81,7 +82,7 @@ def run(
         are, 0 in the first frame; and the seconds spent in the tracker, without those of reading frames.
 
     Raises:
-        ValueError: the tracker returned something else, or a box that is not finite.
+        ValueError: the tracker returned something else, or a box that is not finite. RuntimeError: the tracker failed.
     """
     ostrack = _is_ostrack(tracker)
     key, rgb, rgb_too = ("target_bbox", 1, -1 if sequence.auxiliary.depth else 1) if ostrack else ("bbox", -1, -1)
@@ -89,13 +90,16 @@ def run(
     for number, (visible, auxiliary) in enumerate(sequence, 1):
         image = np.concatenate([visible[..., ::rgb], auxiliary[..., ::rgb_too]], 2)
         started = time.perf_counter()
-        with torch.no_grad():  # siamban's scripts leave gradients on
-            if number > 1:
-                out = tracker.track(image)
-            elif ostrack:
-                tracker.initialize(image, {"init_bbox": sequence.box.tolist()})
-            else:
-                tracker.init(image, sequence.box.tolist())
+        try:
+            with torch.no_grad():  # siamban's scripts leave gradients on
+                if number > 1:
+                    out = tracker.track(image)
+                elif ostrack:
+                    tracker.initialize(image, {"init_bbox": sequence.box.tolist()})
+                else:
+                    tracker.init(image, sequence.box.tolist())
+        except Exception as error:  # with its traceback: the mistake is in the tracker
+            raise RuntimeError(f"{sequence.name}, frame {number}: {type(tracker).__name__} failed") from error
         seconds += time.perf_counter() - started
         if number > 1:
             if not isinstance(out, Mapping) or key not in out:
@@ -151,8 +155,10 @@ def track_folder(
             bar.set_description(name)
             if name not in done:
                 boxes, confidences, seconds = run(tracker, sequence, bar.update)
-                rows = np.column_stack([boxes, confidences]) if confidence else boxes
-                done[name] = rows = rows[:, np.isfinite(rows).all(0)]
+                missing = np.flatnonzero(np.isnan(confidences[1:])) + 2
+                if confidence and 0 < len(missing) < len(boxes) - 1:
+                    raise ValueError(f"{name}, frame {missing[0]}: the tracker gives no confidence here")
+                done[name] = rows = np.column_stack([boxes, confidences]) if confidence and not len(missing) else boxes
                 formats = ["%.4f"] * 4 + ["%.8g"] * (rows.shape[1] - 4)
                 write_atomically(paths[name], partial(np.savetxt, X=rows, fmt=formats, delimiter=","))
                 times[name] = len(sequence), seconds
@@ -182,16 +188,23 @@ def _claim(folder: Path, settings: Mapping[str, Any], resumes: bool) -> None:
             raise ValueError(f"{folder} holds results of other settings: {change}; name another folder, or delete it")
 
 
-def _weights(tracker: Any) -> str:
-    """A hash of the weights, fusion included, of the networks that the tracker is or holds."""
-    held = {"": tracker} if isinstance(tracker, nn.Module) else getattr(tracker, "__dict__", {})
+def _weights(tracker: Any) -> str | None:
+    """A hash of the networks that the tracker is or holds: their weights, and how an attached fusion samples."""
+    held = [tracker] if isinstance(tracker, nn.Module) else list(getattr(tracker, "__dict__", {}).values())
+    networks = [network for network in held if isinstance(network, nn.Module)]
+    if not networks:
+        warnings.warn(f"{type(tracker).__name__} holds no network as an attribute of its own: a run that goes on with "
+                      "other weights will not be noticed", stacklevel=2)
+        return None
     digest = hashlib.sha256()
-    for network in held.values():
-        if isinstance(network, nn.Module):
-            for name, value in network.state_dict().items():
-                digest.update(name.encode())
-                if isinstance(value, torch.Tensor):
-                    digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    for network in networks:
+        for name, value in network.state_dict().items():
+            digest.update(name.encode())
+            if isinstance(value, torch.Tensor):
+                digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        for module in network.modules():
+            if isinstance(module, GenerativeFusion):
+                digest.update(json.dumps(module.config, default=str).encode())
     return digest.hexdigest()
 
 

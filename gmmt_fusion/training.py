@@ -41,8 +41,7 @@ def fine_tune(attachment: Attachment, loader: Any,
     On several devices the script is the same, started as `accelerate launch --multi_gpu --num_processes 2 script.py`,
     which also starts several processes on CPUs, or with torchrun. On several machines it is started on each, with
     `--num_machines 2 --machine_rank 0` (or 1), `--main_process_ip`, `--main_process_port` and `--num_processes` of all
-    of them together; all must see the folder. The loader's batch size is that of one process, over which a head's
-    BatchNorm normalises.
+    of them together; all must see the folder. The loader's batch size is that of one process.
 
     Args:
         loader: a torch DataLoader, of the host's inputs or over a `CachedFeatures`. Its batches are shared out over the

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from cases import CASES, Case
+from tiny_hosts import SumTracker
 from training_data import labels
 
 from gmmt_fusion import Attachment, attach
@@ -90,6 +91,39 @@ def test_the_search_pictures_are_found(inputs: object, degraded: list[int]) -> N
     assert set(changed) <= set(degraded) and changed
 
 
+class NormAgain(SumTracker):
+    """Uses a module that its adapter steps in for once more, after the head."""
+
+    def forward(self, template: torch.Tensor, search: torch.Tensor) -> dict[str, torch.Tensor]:
+        out = super().forward(template, search)
+        self.norm(out["scores"].new_zeros(1, 1, self.norm.normalized_shape[0]))
+        return out
+
+
+def test_nothing_is_left_of_the_clean_pass() -> None:
+    case = next(case for case in CASES if case.name == "sum")
+    handle = attach(NormAgain(), case.make_fusion(), case.adapter())
+    handle.degradation = Degradation(1.0)
+    handle.network.train()
+    for _ in range(2):
+        case.train(handle.network)
+    assert handle.generative_loss is not None
+
+    def fail(inputs: Any, modalities: int, generator: torch.Generator) -> Any:
+        raise RuntimeError("as a user's may")
+
+    handle.degradation = fail
+    with pytest.raises(RuntimeError, match="as a user's may"):
+        case.train(handle.network)
+    handle.degradation = None
+    assert "generative_loss" in case.train(handle.network)
+    handle.network.eval()
+    with handle.disabled():
+        expected = case.run(handle.network)
+    handle.detach()
+    assert torch.equal(case.run(handle.network), expected)
+
+
 def test_bad_input() -> None:
     with pytest.raises(ValueError, match="search pictures of 9 channels; expected 2 modalities of 3"):
         Degradation()([torch.rand(1, 3, 8, 8)] * 3, 2, torch.Generator())
@@ -117,3 +151,8 @@ def test_a_cache_holds_degraded_features_and_clean_targets(tmp_path: Path) -> No
         assert all(torch.equal(degraded[i][name], again[i][name]) for name in degraded[i])
     with pytest.raises(ValueError, match=r"degradation is 'Degradation\(probability=1\.0\)' there and None here"):
         cache("degraded", None)
+    handle.degradation = Degradation(0.5)
+    with pytest.raises(ValueError, match=r"was written with degradation None, and the attachment has Degradation"):
+        clean.network(handle)
+    handle.degradation = None
+    clean.network(handle)

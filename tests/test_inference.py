@@ -256,3 +256,14 @@ GenerativeFusion(8, method="diffusion")
 assert "diffusers" in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_frame_under_autocast_does_not_round_later_ones(network: str) -> None:
+    fusion = make(network)
+    expected = fusion(*maps())
+    fusion.optimize()
+    fusion.train().eval()  # drops what was made, so that it is made anew under autocast
+    with torch.autocast("cpu", torch.bfloat16):
+        fusion(*maps())
+    torch.testing.assert_close(fusion(*maps()), expected, rtol=1e-5, atol=1e-5)

@@ -9,6 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import speed
+from speed_tables import goals
 
 ROWS = ["inference small cgan", "inference paper-unet cgan", "training small cgan", "training paper-unet cgan",
         "frame vit_b small float32", "frame embedded small float32",
@@ -31,7 +32,7 @@ def test_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     def run() -> str:
         monkeypatch.setattr(sys, "argv", ["speed.py", *arguments])
         speed.main()
-        return (tmp_path / "speed.md").read_text()
+        return (tmp_path / "speed_quick.md").read_text()
 
     monkeypatch.setattr(speed, "measure", in_this_process)
     text = run()
@@ -39,10 +40,20 @@ def test_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     broken = ""
     assert "not measured" not in run() and measured[-1] == "training small cgan"
 
-    rows = json.loads((tmp_path / "speed.json").read_text())["rows"]
+    rows = json.loads((tmp_path / "speed_quick.json").read_text())["rows"]
     assert set(ROWS) <= rows.keys()
     for batch in rows["inference paper-unet cgan"]["batches"].values():
         assert batch["gflop"] > 0 and 0 < batch["share_of_matrix_rate"]["optimised"] < 1
     frames = rows["frame vit_b small float32"]["frames"]
     assert {"untouched", "no fusion", "plain", "optimised"} <= frames.keys()
     assert frames["untouched"]["fastest_ratio"] == 1 and frames["plain"]["fastest_ms"] > 0
+
+
+def test_goals_are_judged_by_the_attached_host() -> None:
+    milliseconds = {"untouched": 3.0, "no fusion": 2.0, "plain": 50.0, "CUDA graph": 40.0, "untouched, compiled": 1.0}
+    frames = {path: {"fastest_ms": value} for path, value in milliseconds.items()}
+    rows = {("frame", "vit_b", "paper-uvit", "bfloat16"): {"frames": frames},
+            ("attaching", "vit_b"): {"attached": {"fastest_ratio": 1.005}}}
+    text = "\n".join(goals(rows, quick=False))
+    assert "paper-uvit on the ViT-B host in bfloat16, frames/s: 25.000, goal at least 80.00, MISSED" in text
+    assert "attaching, vit_b: 1.005, goal at most 1.01" in text and text.count("MISSED") == 1

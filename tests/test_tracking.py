@@ -218,7 +218,12 @@ def test_own_pair(tmp_path, capsys, kind):
         visible = pictures(tmp_path / "car", 5)
         auxiliary = pictures(tmp_path / "heat", 4, depth=kind == "depth")
     out = tmp_path / "out"
-    assert command(out, "--visible", visible, "--auxiliary", auxiliary, "--box", "4,6,10,8") == 0
+    own = ("--visible", visible, "--auxiliary", auxiliary, "--box", "4,6,10,8")
+    if kind == "depth":
+        assert command(out, *own) == 2
+        assert "8.png has uint16 pixels; give --depth" in capsys.readouterr().err
+        own = (*own, "--depth")
+    assert command(out, *own) == 0
     assert "car has 5 visible and 4 auxiliary frames; cut to the first 4" in capsys.readouterr().err
     assert len(np.loadtxt(out / "car.txt", delimiter=",")) == 4
     assert json.loads((out / "tracking.json").read_text())["box"] == "[4.0, 6.0, 10.0, 8.0]"
@@ -374,3 +379,14 @@ def test_embedded_tracker_takes_a_fusion(tmp_path):
         own, _, _ = run(tracker, sequence)
     assert np.array_equal(own, run(load_tracker("embedded_tracker:build"), sequence)[0])
     assert not np.array_equal(own, fused) and isinstance(tracker.adapter, ModuleAdapter)
+
+
+def test_a_tracker_that_fails_is_named_with_its_frame(tmp_path):
+    class Failing(Follower):
+        def track(self, image):
+            raise KeyError("score")
+
+    sequence = open_sequence(dataset(tmp_path, "lasher", count=3) / "a", "lasher")
+    with pytest.raises(RuntimeError, match="a, frame 2: Failing failed") as raised:
+        run(Failing(), sequence)
+    assert isinstance(raised.value.__cause__, KeyError)
