@@ -1,7 +1,8 @@
 """The paper's ablations on the embedded tracker: what the generative fusion brings, against controls, over seeds.
 
     python benchmarks/ablation.py table2 --seeds 5             what is gained, by which method and network
-    python benchmarks/ablation.py weight|steps|blocks|weighting|prediction|noise|degradation
+    python benchmarks/ablation.py weight|steps|blocks|weighting|prediction|noise|precision|degradation|\
+        interpolation
 
 Every row is a fine-tuning of equal budget on the same cached features, then tracking through held-out sequences in two
 settings: "same", degraded as in training, and "shifted", heavier (severity 1.5). A run that is finished is not run
@@ -54,7 +55,8 @@ class Arm:
 
     fusion: arguments of GenerativeFusion. weight: λ. control: "head" trains the new head alone, on the host's fusion;
     "convolution" is a network of plain convolutions. degradation: share of degraded training samples, whose target is
-    the fused map of the clean ones. sampling: attributes set on the trained fusion.
+    the fused map of the clean ones. interpolation: how far the weights go from their start to where training ends; see
+    `fine_tune`. sampling: attributes set on the trained fusion, and the dtype that it is optimised to.
     """
 
     label: str
@@ -62,6 +64,7 @@ class Arm:
     weight: float = 1.0
     control: str | None = None
     degradation: float = 0.6
+    interpolation: float = 0.5
     sampling: dict[str, Any] = field(default_factory=dict)
 
 
@@ -74,8 +77,7 @@ TABLES: dict[str, list[Arm]] = {
         Arm("head retrained alone, no degradation", RAW, 0.0, "head", 0.0),
         Arm("plain convolutional fusion", RAW, 0.0, "convolution"),
         *(Arm(f"{name}, {label}", method | network) for name, method in (("RAW", RAW), ("CGAN", CGAN), ("DM", DM))
-          for label, network in (("UNet", UNET), ("UViT", UVIT))),
-        Arm("DM, UNet, no degradation", BEST, degradation=0.0),
+          for label, network in (("UNet", UNET), ("UViT", UVIT)) if (name, label) != ("CGAN", "UViT")),
     ],
     "weight": [Arm(f"λ = {weight}", BEST, float(weight)) for weight in (0, 1, 2, 3, 5, 10, 100)],
     "steps": [Arm(f"s = {steps}", BEST, sampling={"steps": steps}) for steps in (1, 2, 5, 10, 20, 40)],
@@ -89,6 +91,9 @@ TABLES: dict[str, list[Arm]] = {
     "prediction": [Arm("sample", BEST), Arm("v_prediction", BEST | {"prediction_type": "v_prediction"}),
                    Arm("epsilon, s = 5", BEST | {"prediction_type": "epsilon", "steps": 5})],
     "noise": [Arm("fixed", BEST), Arm("random", BEST, sampling={"fixed_noise": False})],
+    "interpolation": [Arm(f"{share:g}", BEST, interpolation=share) for share in (0.25, 0.5, 0.75, 1.0)],
+    "precision": [Arm("float32", BEST), *(Arm(f"optimize(dtype=torch.{dtype})", BEST, sampling={"optimize": dtype})
+                                          for dtype in ("float32", "bfloat16"))],
     "degradation": [Arm(f"share {share:g}", BEST, degradation=share) for share in (0.0, 0.3, 0.6, 0.9)],
 }
 
@@ -163,6 +168,7 @@ def trained(arm: Arm, seed: int, options: argparse.Namespace) -> Attachment:
         groups = [{"params": new, "lr": 1e-3 if old else 4e-4}, {"params": old}]  # no head: the discriminator
         return adamw_optimizer(groups[arm.control == "head":], epochs, steps_per_epoch)
 
+    start = {name: tensor.clone() for name, tensor in handle.fusion.state_dict().items()}
     weights = folder / "weights.pt"
     if not weights.is_file():
         chosen = np.random.default_rng(seed).permutation(len(features))[:options.steps * options.batch]
@@ -171,9 +177,13 @@ def trained(arm: Arm, seed: int, options: argparse.Namespace) -> Attachment:
         fine_tune(handle, loader, tracking_loss, folder / "training", epochs=1, generative_weight=arm.weight,
                   optimizer=recipe, seed=seed, progress=False)
         write_atomically(weights, lambda path: torch.save(handle.fusion.state_dict(), path))
-    handle.fusion.load_state_dict(torch.load(weights, weights_only=True))
+    handle.fusion.load_state_dict({name: torch.lerp(start[name], end, arm.interpolation) if end.is_floating_point()
+                                   else end for name, end in torch.load(weights, weights_only=True).items()})
     for name, value in arm.sampling.items():
-        setattr(handle.fusion, name, value)
+        if name == "optimize":
+            handle.optimize(dtype=getattr(torch, value))
+        else:
+            setattr(handle.fusion, name, value)
     handle.fusion.manual_seed(seed)
     handle.network.eval()
     return handle

@@ -53,7 +53,8 @@ def main() -> int:
     handle.degradation = Degradation(0.6)
     handle.print_trainable_parameters()
     fine_tune(handle, pairs, lambda network, batch: network(batch)["total_loss"], training_folder(options),
-              epochs=1, generative_weight=1.0, optimizer=functools.partial(recipe, handle), seed=options.seed)
+              epochs=1, generative_weight=1.0, interpolation=0.5, optimizer=functools.partial(recipe, handle),
+              seed=options.seed)
     handle.save_pretrained(options.out / "fusion")
     boxes[GMMT], rates[GMMT] = track_all(tracker, sequences, GMMT)
 
@@ -70,7 +71,7 @@ def main() -> int:
 def recipe(handle: Attachment, parameters: list[torch.nn.Parameter], epochs: int, steps_per_epoch: int):
     """The head, which starts as a copy of the tracker's, learns more slowly than the network, which starts at nothing.
 
-    This, λ, the network and the degradation are what did best on validation sequences; see benchmarks/ablation.py.
+    This, λ, network, degradation and interpolation are what did best on validation sequences: benchmarks/README.md.
     """
     head = {id(p) for p in handle.head.parameters()}
     groups = [{"params": [p for p in parameters if id(p) not in head], "lr": 1e-3},
