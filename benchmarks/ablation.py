@@ -55,8 +55,8 @@ class Arm:
 
     fusion: arguments of GenerativeFusion. weight: λ. control: "head" trains the new head alone, on the host's fusion;
     "convolution" is a network of plain convolutions. degradation: share of degraded training samples, whose target is
-    the fused map of the clean ones. interpolation: how far the weights go from their start to where training ends; see
-    `fine_tune`. sampling: attributes set on the trained fusion, and the dtype that it is optimised to.
+    the fused map of the clean ones. interpolation: how far the weights go from their start to where training ends
+    (Wortsman et al., CVPR 2022). sampling: attributes set on the trained fusion, and the dtype that it is optimised to.
     """
 
     label: str

@@ -8,7 +8,6 @@ Writes into --out: table.md, results.json, the fused checkpoint `fusion/`, resul
 """
 
 import argparse
-import functools
 import json
 import resource
 import sys
@@ -27,10 +26,9 @@ from tqdm import tqdm
 
 from gmmt_fusion import Attachment, GenerativeFusion, attach, plots
 from gmmt_fusion.adapters import ModuleAdapter
-from gmmt_fusion.degradation import Degradation
 from gmmt_fusion.files import write_atomically
 from gmmt_fusion.metrics import Scores, evaluate
-from gmmt_fusion.training import adamw_optimizer, fine_tune
+from gmmt_fusion.training import fine_tune
 
 BASE, GMMT = "base", "+GMMT"
 
@@ -50,11 +48,9 @@ def main() -> int:
     fusion = GenerativeFusion(64, size=SEARCH_MAP, method=options.method, network=options.network, residual="conv3x3")
     adapter = ModuleAdapter(fusion="fusion", head="head", size=SEARCH_MAP)
     handle = attach(tracker, fusion, adapter, calibrate=[(batch,) for batch in calibration])
-    handle.degradation = Degradation(0.6)
     handle.print_trainable_parameters()
     fine_tune(handle, pairs, lambda network, batch: network(batch)["total_loss"], training_folder(options),
-              epochs=1, generative_weight=1.0, interpolation=0.5, optimizer=functools.partial(recipe, handle),
-              seed=options.seed)
+              epochs=1, seed=options.seed)
     handle.save_pretrained(options.out / "fusion")
     boxes[GMMT], rates[GMMT] = track_all(tracker, sequences, GMMT)
 
@@ -68,23 +64,12 @@ def main() -> int:
     return 0
 
 
-def recipe(handle: Attachment, parameters: list[torch.nn.Parameter], epochs: int, steps_per_epoch: int):
-    """The head, which starts as a copy of the tracker's, learns more slowly than the network, which starts at nothing.
-
-    This, λ, network, degradation and interpolation are what did best on validation sequences: benchmarks/README.md.
-    """
-    head = {id(p) for p in handle.head.parameters()}
-    groups = [{"params": [p for p in parameters if id(p) not in head], "lr": 1e-3},
-              {"params": [p for p in parameters if id(p) in head], "lr": 4e-4}]
-    return adamw_optimizer(groups, epochs, steps_per_epoch)
-
-
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="folder (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of training (default: %(default)s)")
     parser.add_argument("--method", choices=("diffusion", "cgan", "raw"), default="diffusion")
-    parser.add_argument("--network", choices=("uvit", "unet"), default="unet")
+    parser.add_argument("--network", choices=("uvit", "unet"), default="uvit")
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder of sequences to test on")
     parser.add_argument("--sequences", type=int, default=24, help="generated test sequences (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=300, help="of fine-tuning (default: %(default)s)")

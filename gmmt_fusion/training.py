@@ -29,9 +29,9 @@ def fine_tune(attachment: Attachment, loader: Any,
               tracking_loss: Callable[[nn.Module, Any], Tensor | Mapping[str, Tensor]], folder: Any, *,
               epochs: int = 100, generative_weight: float = 5.0, optimizer: Recipe = adamw_optimizer,
               max_gradient_norm: float | None = 1.0, accumulation: int = 1, mixed_precision: str | None = None,
-              ema_decay: float | None = None, interpolation: float = 1.0,
-              validate: Callable[[Attachment], float] | None = None, save_every: int | None = None, keep: int = 3,
-              seed: int = 0, tensorboard: bool = False, progress: bool = True) -> dict[str, float]:
+              ema_decay: float | None = None, validate: Callable[[Attachment], float] | None = None,
+              save_every: int | None = None, keep: int = 3, seed: int = 0, tensorboard: bool = False,
+              progress: bool = True) -> dict[str, float]:
     """Train the fusion and its new head with Loss = Loss_track + λ · Loss_gen (Eq. 5); the host stays as it is.
 
     Killed, and started again with the same folder, it goes on from the last checkpoint; on one process, to the same
@@ -56,9 +56,6 @@ def fine_tune(attachment: Attachment, loader: Any,
         accumulation: batches a step.
         mixed_precision: "no", "fp16" or "bf16"; default what `accelerate launch` or `accelerate config` says.
         ema_decay: of a moving average of the weights, 0.999 say: those are validated, and left in the end.
-        interpolation: the share of the way from the weights at the start to the trained ones that is validated, and
-            left in the end; less than 1 keeps more of what the host could before (Wortsman et al., "Robust fine-tuning
-            of zero-shot models", CVPR 2022). The start is kept in the folder's `start`.
         validate: called with the attachment in eval mode after every epoch, on the main process; more is better.
         save_every: steps between checkpoints; there is one after every epoch anyway. The last `keep` are kept.
         seed: of everything random; Python's, NumPy's and PyTorch's own generators are set to it.
@@ -80,10 +77,9 @@ def fine_tune(attachment: Attachment, loader: Any,
         raise ValueError(f"generative_weight={generative_weight} is out of range; expected λ of at least 0")
     if max_gradient_norm is not None and not max_gradient_norm > 0:
         raise ValueError(f"max_gradient_norm={max_gradient_norm} is out of range; expected above 0, or None")
-    for name, share in (("ema_decay", ema_decay or 0), ("interpolation", interpolation)):
-        check_share(name, share)
+    check_share("ema_decay", ema_decay or 0)
     run = _Run(attachment, loader, Path(folder), mixed_precision, accumulation, keep, seed, tensorboard)
-    with run.started(optimizer, epochs, ema_decay, interpolation):
+    with run.started(optimizer, epochs, ema_decay):
         return run.train(epochs, tracking_loss, generative_weight, max_gradient_norm or math.inf, validate,
                          save_every or run.steps_per_epoch, progress)
 
@@ -119,7 +115,7 @@ class _Run:
         self.record: dict[str, float] = {}
 
     @contextlib.contextmanager
-    def started(self, recipe: Recipe, epochs: int, ema_decay: float | None, interpolation: float) -> Iterator[None]:
+    def started(self, recipe: Recipe, epochs: int, ema_decay: float | None) -> Iterator[None]:
         """Network, optimisers and random numbers as they go on; in the end the network is as it was."""
         from accelerate.utils import set_seed
 
@@ -142,8 +138,6 @@ class _Run:
                 self.ema = EMAModel(self.parameters, decay=ema_decay)
             self.wrapped = self.accelerator.prepare_model(self.network)
             self.resume()
-            self.interpolation = interpolation
-            self.start = self.start_weights() if interpolation < 1 else None
             yield
         finally:
             for name in patches & vars(network).keys():
@@ -171,7 +165,8 @@ class _Run:
                 if validate is not None:
                     self.validate(validate)
                 self.save()
-        self.take_final_weights()
+        if self.ema is not None:
+            self.ema.copy_to(self.parameters)
         if self.main:
             self.attachment.save_pretrained(self.folder / "final")
         for tracker in self.accelerator.trackers:
@@ -246,8 +241,9 @@ class _Run:
     def validate(self, validate: Callable[[Attachment], float]) -> None:
         from accelerate.utils import broadcast_object_list
 
-        before = [parameter.detach().clone() for parameter in self.parameters]
-        self.take_final_weights()
+        if self.ema is not None:
+            self.ema.store(self.parameters)
+            self.ema.copy_to(self.parameters)
         self.attachment.network.eval()
         value = [0.0]
         if self.main:
@@ -257,34 +253,10 @@ class _Run:
                 self.attachment.save_pretrained(self.folder / "best")
         value = broadcast_object_list(value)
         self.best = max(self.best, value[0])
-        with torch.no_grad():
-            for parameter, kept in zip(self.parameters, before, strict=True):
-                parameter.copy_(kept)
+        if self.ema is not None:
+            self.ema.restore(self.parameters)
         self.attachment.network.train()
         self.log({"validation": value[0], "best": self.best})
-
-    @torch.no_grad()
-    def take_final_weights(self) -> None:
-        """The weights that are validated, and left in the end: averaged, and drawn back towards the start."""
-        if self.ema is not None:
-            self.ema.copy_to(self.parameters)
-        if self.start is not None:
-            for parameter, start in zip(self.parameters, self.start, strict=True):
-                parameter.copy_(torch.lerp(start, parameter, self.interpolation))
-
-    def start_weights(self) -> list[Tensor]:
-        """The parameters before the first step, which a run that goes on reads back."""
-        folder = self.folder / "start"
-        if self.main and self.step == 0:
-            self.attachment.save_pretrained(folder)
-        self.accelerator.wait_for_everyone()
-        if not folder.is_dir():
-            raise ValueError(f"{folder} is missing: this run was begun with interpolation=1; go on so, or begin anew "
-                             "in another folder")
-        saved = checkpoint.load(folder, GenerativeFusion)[1]
-        trained = {id(parameter) for parameter in self.parameters}
-        named = {id(p): name for name, p in self.attachment.fusion.named_parameters() if id(p) in trained}
-        return [saved[named[id(p)]].to(p.device, p.dtype) for p in self.parameters]
 
     def log(self, values: Mapping[str, float]) -> None:
         self.record = {**self.record, "step": self.step, **values}

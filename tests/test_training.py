@@ -232,29 +232,6 @@ def test_the_average_is_validated_and_left(tmp_path: Path) -> None:
     assert_same(seen[1], weights(best))
 
 
-def test_interpolation_goes_a_part_of_the_way(tmp_path: Path) -> None:
-    def run(name: str, epochs: int = 2, **options: Any) -> dict[str, Tensor]:
-        handle = attached(CONCAT)
-        fine_tune(handle, labels(), Loss(CONCAT), tmp_path / name, epochs=epochs, **options, **QUIET)
-        return weights(handle)
-
-    start, trained = weights(attached(CONCAT)), run("whole")
-    part, seen = run("part", interpolation=0.25), []
-    for name, value in start.items():
-        if value.is_floating_point():
-            torch.testing.assert_close(part[name], torch.lerp(value, trained[name], 0.25))
-    assert any(not torch.equal(part[name], trained[name]) for name in start)
-    run("two whole", epochs=1)
-    run("two parts", epochs=1, interpolation=0.25)  # and the second epoch goes on from the end of the first
-    trained, part = run("two whole"), run("two parts", interpolation=0.25)
-    name = "head.0.weight"
-    torch.testing.assert_close(part[name], torch.lerp(start[name], trained[name], 0.25))
-    run("validated", interpolation=0.25, validate=lambda attachment: seen.append(weights(attachment)) or 1.0)
-    assert_same(seen[-1], run("validated", interpolation=0.25))
-    with pytest.raises(ValueError, match="start is missing: this run was begun with interpolation=1"):
-        run("whole", epochs=3, interpolation=0.5)
-
-
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_a_loss_that_is_not_finite_stops_the_run(where: str, tmp_path: Path) -> None:
     class Sick(Loss):
