@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from hosts import machine, now
+from measuring import machine, now
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm

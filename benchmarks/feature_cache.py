@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hosts import ViTB, machine, now
+from measuring import ViTB, machine, now
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hosts import ViTB, has_bfloat16, machine, now
+from measuring import ViTB, has_bfloat16, machine, now
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
