@@ -4,12 +4,14 @@
     python benchmarks/ablation.py weight|steps|blocks|weighting|prediction|noise|precision|degradation|\
         interpolation
 
-Every row is a fine-tuning of equal budget on the same cached features, then tracking through held-out sequences in two
-settings: "same", degraded as in training, and "shifted", heavier (severity 1.5). A run that is finished is not run
-again: an interrupted command goes on, and tables share their runs. Writes --out/ablation_TABLE.{md,json,png}.
+Every row is a fine-tuning of equal budget on the same cached features, then the tracking loss of held-out pairs, and
+tracking through held-out sequences, in two settings: "same", degraded as in training, and "shifted", heavier. A run
+that is finished is not run again: an interrupted command goes on, and tables share their runs. Writes
+--out/ablation_TABLE.{md,json,png}.
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -23,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from ablation_tables import SETTINGS, against, comparison, markdown, plot, summary
 from measuring import machine, now
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
@@ -40,12 +43,14 @@ from gmmt_fusion.training import fine_tune
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from embedded.sequences import TEST_SEEDS, TRAIN_SEEDS, VALIDATION_SEEDS, generate_sequence
 from embedded.siamese import SEARCH_MAP, classification_loss, iou_loss, load_tracker
-from embedded.tracking import run
+from embedded.tracking import run_together
 from embedded.training import PairDataset
 
 CHANNELS = 64
 SPLITS = {"test": TEST_SEEDS, "validation": VALIDATION_SEEDS}
-SEVERITY = {"same": 1.0, "shifted": 1.5}
+SEVERITY = dict(zip(SETTINGS, (1.0, 1.5), strict=True))
+CALIBRATION = "features-of-calibration"
+CALIBRATION_PAIRS, HELD_OUT_PAIRS = (20, 128), (100, 512)  # of how many sequences, how many
 TRAINING = ("steps", "batch", "pairs", "training_sequences")
 
 
@@ -71,13 +76,14 @@ class Arm:
 RAW, CGAN, DM = ({"method": method} for method in ("raw", "cgan", "diffusion"))
 UVIT, UNET = ({"network": network} for network in ("uvit", "unet"))
 BEST = DM | UNET
+HEAD = Arm("head retrained alone", RAW, 0.0, "head")
 TABLES: dict[str, list[Arm]] = {
     "table2": [
-        Arm("head retrained alone", RAW, 0.0, "head"),
+        HEAD,
         Arm("head retrained alone, no degradation", RAW, 0.0, "head", 0.0),
         Arm("plain convolutional fusion", RAW, 0.0, "convolution"),
         *(Arm(f"{name}, {label}", method | network) for name, method in (("RAW", RAW), ("CGAN", CGAN), ("DM", DM))
-          for label, network in (("UNet", UNET), ("UViT", UVIT)) if (name, label) != ("CGAN", "UViT")),
+          for label, network in (("UNet", UNET), ("UViT", UVIT))),
     ],
     "weight": [Arm(f"λ = {weight}", BEST, float(weight)) for weight in (0, 1, 2, 3, 5, 10, 100)],
     "steps": [Arm(f"s = {steps}", BEST, sampling={"steps": steps}) for steps in (1, 2, 5, 10, 20, 40)],
@@ -157,7 +163,7 @@ def tracking_loss(network: nn.Module, batch: dict[str, Tensor]) -> dict[str, Ten
 def trained(arm: Arm, seed: int, options: argparse.Namespace) -> Attachment:
     """Fine-tuned, or read from the working folder."""
     features = CachedFeatures(features_folder(arm.degradation, options))
-    handle = built(arm, seed, CachedFeatures(features_folder(0.0, options)))
+    handle = built(arm, seed, CachedFeatures(options.work / CALIBRATION))
     folder = options.work / training_key(arm, seed, options)
 
     head = {id(p) for p in handle.head.parameters()}
@@ -213,9 +219,22 @@ def sequences(split: str, setting: str, count: int) -> list:
 
 def tracked(network: nn.Module, split: str, setting: str, count: int) -> dict[str, dict[str, float]]:
     """PR, NPR and SR of every sequence, by LasHeR's protocol, percent."""
-    chosen = sequences(split, setting, count)
-    scores = evaluate({s.name: run(network, s) for s in chosen}, {s.name: s.boxes_visible for s in chosen}, "lasher")
-    return scores.sequences
+    chosen, boxes = sequences(split, setting, count), {}
+    for first in range(0, count, 16):
+        boxes |= run_together(network, chosen[first:first + 16])
+    return evaluate(boxes, {s.name: s.boxes_visible for s in chosen}, "lasher").sequences
+
+
+@torch.no_grad()
+def held_out_loss(handle: Attachment, split: str, setting: str, work: Path) -> float:
+    """The mean tracking loss of pairs of the split, and of sequences that are not tracked."""
+    features = CachedFeatures(work / f"pairs-{split}-{setting}")
+    network, training = features.network(handle), handle.network.training
+    handle.network.eval()
+    losses = [sum(float(term) for term in tracking_loss(network, batch).values()) for batch in
+              DataLoader(features, 32)]
+    handle.network.train(training)
+    return float(np.mean(losses))
 
 
 def measured(arm: Arm | None, seed: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -228,11 +247,14 @@ def measured(arm: Arm | None, seed: int, options: argparse.Namespace) -> dict[st
     if path.is_file():
         return json.loads(path.read_text())
     started = time.monotonic()
-    handle = None if arm is None else trained(arm, seed, options)
-    network = load_tracker() if handle is None else handle.network
+    # untrained, the head's control has the host's fusion and head
+    handle = (built(HEAD, seed, CachedFeatures(options.work / CALIBRATION)) if arm is None
+              else trained(arm, seed, options))
+    network = load_tracker() if arm is None else handle.network
     result = {"settings": settings, "seed": seed, "seconds_training": time.monotonic() - started,
-              "parameters": 0 if handle is None else sum(
+              "parameters": 0 if arm is None else sum(
                   p.numel() for p in (handle.head if arm.control == "head" else handle).parameters()),
+              "loss": {setting: held_out_loss(handle, options.split, setting, options.work) for setting in SEVERITY},
               "sequences": {setting: tracked(network, options.split, setting, options.sequences)
                             for setting in SEVERITY}}
     result |= {"seconds": time.monotonic() - started, "threads": torch.get_num_threads(), **now()}
@@ -246,93 +268,30 @@ def measured_in_turn(arms: list[Arm | None], seed: int, options: argparse.Namesp
     return [measured(arm, seed, options) for arm in arms]
 
 
-def prepare(degradation: float, options: argparse.Namespace) -> None:
-    """The features that all runs train on: pairs of training sequences, through the frozen tracker, once."""
-    pairs = PairDataset(TRAIN_SEEDS, sequences=options.training_sequences, length=options.pairs, seed=17)
+def prepare(arms: list[Arm | None], options: argparse.Namespace) -> None:
+    """The features that all runs train on, are calibrated on and are judged on: through the frozen tracker, once."""
+    for degradation in sorted({arm.degradation for arm in arms if arm is not None}):
+        write_features(features_folder(degradation, options), TRAIN_SEEDS, options.training_sequences, options.pairs,
+                       degradation=degradation)
+    write_features(options.work / CALIBRATION, TRAIN_SEEDS, *CALIBRATION_PAIRS)
+    for number, (setting, severity) in enumerate(SEVERITY.items()):
+        start = 5000 * number + 2500  # the sequences before are tracked
+        write_features(options.work / f"pairs-{options.split}-{setting}", SPLITS[options.split][start:start + 2500],
+                       *HELD_OUT_PAIRS, severity=severity)
+
+
+def write_features(folder: Path, seeds: range, sequences: int, pairs: int, *, severity: float = 1.0,
+                   degradation: float = 0.0) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        CachedFeatures(folder)
+        return  # complete: rendering the pairs again takes a minute
+    dataset = PairDataset(seeds, sequences, length=pairs, seed=17, severity=severity)
     fusion = GenerativeFusion(CHANNELS, size=SEARCH_MAP, residual="conv3x3")
     handle = attach(load_tracker(), fusion, ModuleAdapter("fusion", "head", size=SEARCH_MAP))
     handle.degradation = Degradation(degradation) if degradation else None
-    cache_features(handle, DataLoader(pairs, 16), features_folder(degradation, options),
+    cache_features(handle, DataLoader(dataset, 16), folder,
                    targets=lambda batch: {name: batch[name] for name in ("label_cls", "label_loc")},
                    forward=lambda network, batch: network(batch), dtype="float16")
-
-
-def interval(differences: np.ndarray, draws: int = 10_000) -> dict[str, float]:
-    """The mean of paired differences (seeds, sequences) and its 95 % bootstrap interval over seeds and sequences."""
-    random, (seeds, count) = np.random.default_rng(0), differences.shape
-    rows, columns = random.integers(seeds, size=(draws, seeds)), random.integers(count, size=(draws, count))
-    means = np.stack([differences[row][:, column].mean() for row, column in zip(rows, columns, strict=True)])
-    low, high = np.percentile(means, [2.5, 97.5])
-    return {"mean": float(differences.mean()), "low": float(low), "high": float(high)}
-
-
-def success(results: list[dict[str, Any]], setting: str, metric: str = "SR") -> np.ndarray:
-    """(seeds, sequences), percent."""
-    return np.array([[s[metric] for s in result["sequences"][setting].values()] for result in results])
-
-
-def summary(rows: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """One entry a row and setting: means, deviation over seeds, and the paired difference to the base."""
-    entries = []
-    for label, results in rows.items():
-        for setting in SEVERITY:
-            table = success(results, setting)
-            entries.append({"row": label, "setting": setting, "parameters": results[0]["parameters"],
-                            **{m: float(success(results, setting, m).mean()) for m in ("PR", "NPR", "SR")},
-                            "SR_deviation_over_seeds": float(table.mean(1).std(ddof=1)) if len(table) > 1 else None,
-                            "SR_over_base": interval(table - success(rows["base"], setting))})
-    return entries
-
-
-def markdown(entries: list[dict[str, Any]]) -> str:
-    lines = ["| | trained | " + " | ".join(f"{setting}: PR | NPR | SR | SR over base" for setting in SEVERITY) + " |",
-             "|---|---|" + "---|---|---|---|" * len(SEVERITY)]
-    for row in dict.fromkeys(entry["row"] for entry in entries):
-        own = [entry for entry in entries if entry["row"] == row]
-        cells = []
-        for e in own:
-            spread = e["SR_deviation_over_seeds"]
-            gain = e["SR_over_base"]
-            cells += [f"{e['PR']:.1f}", f"{e['NPR']:.1f}", f"{e['SR']:.1f}" + (f" ± {spread:.1f}" if spread else ""),
-                      "" if row == "base" else f"{gain['mean']:+.1f} [{gain['low']:+.1f}, {gain['high']:+.1f}]"]
-        lines.append(f"| {row} | {own[0]['parameters'] or 'none'} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def against(winner: str, rows: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """The paired differences of one row to every other: a control is to be beaten, and not the base alone."""
-    return [{"row": label, "setting": setting,
-             "difference": interval(success(rows[winner], setting) - success(results, setting))}
-            for label, results in rows.items() if label != winner for setting in SEVERITY]
-
-
-def comparison(winner: str, entries: list[dict[str, Any]]) -> str:
-    lines = [f"| {winner} minus … | " + " | ".join(f"{setting}: SR" for setting in SEVERITY) + " |",
-             "|---|" + "---|" * len(SEVERITY)]
-    for row in dict.fromkeys(entry["row"] for entry in entries):
-        cells = [f"{e['mean']:+.1f} [{e['low']:+.1f}, {e['high']:+.1f}]"
-                 for e in (entry["difference"] for entry in entries if entry["row"] == row)]
-        lines.append(f"| {row} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def plot(entries: list[dict[str, Any]], path: Path, title: str) -> None:
-    from matplotlib.figure import Figure
-
-    rows = [row for row in dict.fromkeys(entry["row"] for entry in entries) if row != "base"]
-    figure = Figure(figsize=(7.5, 1.2 + 0.42 * len(rows)), layout="constrained")
-    axis = figure.subplots()
-    for setting, colour, shift in zip(SEVERITY, ("#0072B2", "#D55E00"), (-0.13, 0.13), strict=True):
-        own = {entry["row"]: entry["SR_over_base"] for entry in entries if entry["setting"] == setting}
-        means = [own[row]["mean"] for row in rows]
-        errors = [[abs(own[row][end] - own[row]["mean"]) for row in rows] for end in ("low", "high")]
-        axis.errorbar(means, np.arange(len(rows)) + shift, xerr=errors, fmt="o", color=colour, capsize=3, label=setting)
-    axis.axvline(0, color="black", linewidth=0.8)
-    axis.set(yticks=range(len(rows)), yticklabels=rows, title=title, xlabel="SR over base, points")
-    axis.invert_yaxis()
-    axis.grid(axis="x", alpha=0.3)
-    axis.legend(frameon=False)
-    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=130, format="png"))
 
 
 def main() -> None:
@@ -355,8 +314,7 @@ def main() -> None:
                      f"of {options.pairs} (--pairs); expected at most as many, and at least one of everything")
 
     arms = [None, *TABLES[options.table]]
-    for degradation in sorted({0.0, *(arm.degradation for arm in arms if arm is not None)}):
-        prepare(degradation, options)
+    prepare(arms, options)
     rows: dict[str, list[dict[str, Any]]] = {"base" if arm is None else arm.label: [] for arm in arms}
     started = time.monotonic()
     trainings: dict[tuple[int, str], list[Arm | None]] = {}

@@ -11,12 +11,14 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import ablation
+import ablation_tables
 from embedded.sequences import TRAIN_SEEDS
 
 
 def result(seed: int, values: list[float], parameters: int = 10) -> dict[str, Any]:
     sequences = {f"s{i}": {"PR": v, "NPR": v, "SR": v} for i, v in enumerate(values)}
-    return {"seed": seed, "parameters": parameters, "sequences": dict.fromkeys(ablation.SEVERITY, sequences)}
+    return {"seed": seed, "parameters": parameters, "sequences": dict.fromkeys(ablation_tables.SETTINGS, sequences),
+            "loss": dict.fromkeys(ablation_tables.SETTINGS, 0.5 - 0.1 * seed)}
 
 
 @pytest.mark.parametrize(("differences", "low", "high"), [
@@ -26,22 +28,25 @@ def result(seed: int, values: list[float], parameters: int = 10) -> dict[str, An
     ([[-1.0] * 9, [3.0] * 9], -1.0, 3.0),  # nor one seed
 ])
 def test_bootstrap_interval(differences: list[list[float]], low: float, high: float) -> None:
-    found = ablation.interval(np.array(differences))
+    found = ablation_tables.interval(np.array(differences))
     assert found["mean"] == pytest.approx(np.mean(differences))
     assert low - 1e-9 <= found["low"] <= found["mean"] <= found["high"] <= high + 1e-9
-    assert found == ablation.interval(np.array(differences))
+    assert found == ablation_tables.interval(np.array(differences))
 
 
 def test_differences_are_paired_by_sequence() -> None:
     base = np.array([10.0, 50.0, 90.0])
     rows = {"base": [result(0, base.tolist())], "better": [result(s, (base + 3 + s).tolist()) for s in range(3)]}
-    entries = {(e["row"], e["setting"]): e for e in ablation.summary(rows)}
+    entries = {(e["row"], e["setting"]): e for e in ablation_tables.summary(rows)}
     better = entries["better", "shifted"]
     assert better["SR_over_base"] == pytest.approx({"mean": 4.0, "low": 3.0, "high": 5.0}, abs=0.01)
     assert better["SR_deviation_over_seeds"] == pytest.approx(1.0) and better["SR"] == pytest.approx(54.0)
-    assert {e["row"]: e["difference"]["mean"] for e in ablation.against("better", rows)} == {"base": pytest.approx(4.0)}
-    text = ablation.markdown(list(entries.values()))
-    assert "| better | 10 | 54.0 | 54.0 | 54.0 ± 1.0 | +4.0 [+3.0, +5.0] |" in text
+    assert better["loss"] == pytest.approx(0.4) and better["loss_deviation_over_seeds"] == pytest.approx(0.1)
+    against = ablation_tables.against("better", rows)
+    assert [(e["row"], e["SR"]["mean"], e["loss"]) for e in against] == [("base", *map(pytest.approx, (4.0, -0.1)))] * 2
+    assert "| base | -0.100 ± 0.100 | +4.0 [+3.0, +5.0] |" in ablation_tables.comparison("better", against)
+    text = ablation_tables.markdown(list(entries.values()))
+    assert "| better | 10 | 0.400 ± 0.100 | 54.0 | 54.0 | 54.0 ± 1.0 | +4.0 [+3.0, +5.0] |" in text
 
 
 def test_no_sequence_is_in_two_sets() -> None:
@@ -57,11 +62,12 @@ def test_no_sequence_is_in_two_sets() -> None:
 def test_a_run_from_end_to_end(arm: ablation.Arm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = argparse.Namespace(work=tmp_path, pairs=32, training_sequences=2, steps=2, batch=4, sequences=1,
                                  split="validation")
-    for share in (0.0, arm.degradation):
-        ablation.prepare(share, options)
+    for kind in ("CALIBRATION_PAIRS", "HELD_OUT_PAIRS"):
+        monkeypatch.setattr(ablation, kind, (2, 16))
+    ablation.prepare([None, arm], options)
     short = [ablation.generate_sequence(ablation.SPLITS["validation"][0], frames=6)]
     monkeypatch.setattr(ablation, "sequences", lambda *_: short)
-    handle = ablation.built(arm, 0, ablation.CachedFeatures(ablation.features_folder(0.0, options)))
+    handle = ablation.built(arm, 0, ablation.CachedFeatures(tmp_path / ablation.CALIBRATION))
     before = {name: p.detach().clone() for name, p in handle.fusion.named_parameters()}
     found = ablation.measured(arm, 0, options)
     assert all(0 <= v["SR"] <= 100 for table in found["sequences"].values() for v in table.values())

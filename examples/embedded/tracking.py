@@ -52,12 +52,16 @@ class Tracker:
 
     def init(self, visible: np.ndarray, infrared: np.ndarray, box) -> None:
         """Start on a frame, (H, W, 3) each, with the box (x, y, w, h) of the target."""
+        self.place(box)
+        with torch.no_grad():
+            self.network.template(self.patch(visible, infrared, template=True))
+
+    def place(self, box) -> None:
+        """Be where the box (x, y, w, h) is."""
         x, y, w, h = (float(v) for v in box)
         if not (np.isfinite([x, y, w, h]).all() and w > 0 and h > 0):
             raise ValueError(f"box={tuple(box)}; expected finite (x, y, w, h) with a positive size")
         self.centre, self.size = np.array([x + w / 2, y + h / 2]), np.array([w, h])
-        with torch.no_grad():
-            self.network.template(self.patch(visible, infrared, template=True))
 
     def patch(self, visible: np.ndarray, infrared: np.ndarray, template: bool = False) -> Tensor:
         """The crop (1, 6, S, S), 0..255, around the present place: the search patch, or the template's."""
@@ -75,8 +79,11 @@ class Tracker:
         """The target's box (x, y, w, h) in the next frame."""
         with torch.no_grad():
             output = self.network.track(self.patch(visible, infrared))
-            score = output["cls"].float().softmax(1)[0, 1].cpu().numpy()
-            loc = output["loc"].float()[0].cpu().numpy()
+        return self.update(output["cls"][0], output["loc"][0], (visible.shape[1], visible.shape[0]))
+
+    def update(self, cls: Tensor, loc: Tensor, frame_size: tuple[int, int]) -> np.ndarray:
+        """The box (x, y, w, h) by the head's maps, cls (2, R, R) and loc (4, R, R), in a frame of (width, height)."""
+        score, loc = cls.float().softmax(0)[1].cpu().numpy(), loc.float().cpu().numpy()
         scale = TEMPLATE_SIZE / context_side(*self.size)
         corners = self.points - loc[:2], self.points + loc[2:]
         centres, sizes = (corners[0] + corners[1]) / 2, np.maximum(corners[1] - corners[0], 1)
@@ -92,7 +99,6 @@ class Tracker:
         best = np.unravel_index(int(ranking.argmax()), ranking.shape)
         self.score = float(score[best])
         rate = float(penalty[best] * score[best]) * self.rate
-        frame_size = np.array([visible.shape[1], visible.shape[0]], np.float64)
         self.centre = np.clip(self.centre + centres[:, best[0], best[1]] / scale, 0, frame_size)
         self.size = np.clip(self.size * (1 - rate) + sizes[:, best[0], best[1]] / scale * rate, 6, frame_size)
         return np.concatenate([self.centre - self.size / 2, self.size])
@@ -111,3 +117,27 @@ def run(network: nn.Module, sequence: Sequence, progress: Callable[[int, int], N
         if progress is not None:
             progress(t + 1, len(sequence))
     return boxes
+
+
+def run_together(network: nn.Module, sequences: list[Sequence]) -> dict[str, np.ndarray]:
+    """Boxes (N, 4) by name, as `run` gives them up to rounding: the same frame of all sequences is one batch."""
+    trackers = [Tracker(network) for _ in sequences]
+    lengths = {len(sequence) for sequence in sequences}
+    if len(lengths) != 1:
+        raise ValueError(f"sequences of {sorted(lengths)} frames; expected one length")
+    boxes = np.zeros((len(sequences), *lengths, 4))
+    for tracker, sequence, track in zip(trackers, sequences, boxes, strict=True):
+        track[0] = sequence.boxes_visible[0]
+        tracker.place(track[0])
+    with torch.no_grad():
+        for t in range(boxes.shape[1]):
+            patches = torch.cat([tracker.patch(sequence.visible[t], sequence.infrared[t], template=t == 0)
+                                 for tracker, sequence in zip(trackers, sequences, strict=True)])
+            if t == 0:
+                network.template(patches)
+                continue
+            output = network.track(patches)
+            for i, (tracker, sequence) in enumerate(zip(trackers, sequences, strict=True)):
+                height, width = sequence.visible[t].shape[:2]
+                boxes[i, t] = tracker.update(output["cls"][i], output["loc"][i], (width, height))
+    return {sequence.name: track for sequence, track in zip(sequences, boxes, strict=True)}
