@@ -1,6 +1,7 @@
 """The paper's ablations on the embedded tracker: what the generative fusion brings, against controls, over seeds.
 
-    python benchmarks/ablation.py table2 --seeds 5             what is gained, by which method and network
+    python benchmarks/ablation.py table2 --seeds 5             what is gained, against controls, by which method
+    python benchmarks/ablation.py networks --seeds 5           the same with the other network
     python benchmarks/ablation.py weight|steps|blocks|weighting|prediction|noise|precision|degradation|\
         interpolation
 
@@ -20,6 +21,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +61,8 @@ class Arm:
     """A row of a table.
 
     fusion: arguments of GenerativeFusion. weight: λ. control: "head" trains the new head alone, on the host's fusion;
-    "convolution" is a network of plain convolutions. degradation: share of degraded training samples, whose target is
+    "convolution" is a network of plain convolutions, "undegraded" the base on the same scenes in two good modalities.
+    degradation: share of degraded training samples, whose target is
     the fused map of the clean ones. interpolation: how far the weights go from their start to where training ends
     (Wortsman et al., CVPR 2022). sampling: attributes set on the trained fusion, and the dtype that it is optimised to.
     """
@@ -69,22 +72,25 @@ class Arm:
     weight: float = 1.0
     control: str | None = None
     degradation: float = 0.6
-    interpolation: float = 0.5
+    interpolation: float = 1.0
     sampling: dict[str, Any] = field(default_factory=dict)
 
 
 RAW, CGAN, DM = ({"method": method} for method in ("raw", "cgan", "diffusion"))
 UVIT, UNET = ({"network": network} for network in ("uvit", "unet"))
 BEST = DM | UNET
+CEILING = Arm("base, pictures not degraded", RAW, 0.0, "undegraded", 0.0)  # what any fusion could gain at most
 HEAD = Arm("head retrained alone", RAW, 0.0, "head")
 TABLES: dict[str, list[Arm]] = {
     "table2": [
+        CEILING,
         HEAD,
-        Arm("head retrained alone, no degradation", RAW, 0.0, "head", 0.0),
         Arm("plain convolutional fusion", RAW, 0.0, "convolution"),
-        *(Arm(f"{name}, {label}", method | network) for name, method in (("RAW", RAW), ("CGAN", CGAN), ("DM", DM))
-          for label, network in (("UNet", UNET), ("UViT", UVIT))),
+        Arm("UNet, no generative loss", RAW | UNET, 0.0),
+        *(Arm(f"{name}, UNet", method | UNET) for name, method in (("RAW", RAW), ("CGAN", CGAN), ("DM", DM))),
     ],
+    "networks": [*(Arm(f"{name}, UViT", method | UVIT) for name, method in (("RAW", RAW), ("CGAN", CGAN), ("DM", DM))),
+                 Arm("DM, UNet", BEST)],
     "weight": [Arm(f"λ = {weight}", BEST, float(weight)) for weight in (0, 1, 2, 3, 5, 10, 100)],
     "steps": [Arm(f"s = {steps}", BEST, sampling={"steps": steps}) for steps in (1, 2, 5, 10, 20, 40)],
     "blocks": [Arm("UNet, n = 3", BEST),
@@ -211,24 +217,25 @@ def key(settings: dict[str, Any], seed: int) -> str:
 
 
 @cache
-def sequences(split: str, setting: str, count: int) -> list:
+def sequences(split: str, setting: str, count: int, degraded: bool) -> list:
     """Sequences of a setting; no seed belongs to two of them."""
     start = list(SEVERITY).index(setting) * 5000
-    return [generate_sequence(seed, severity=SEVERITY[setting]) for seed in SPLITS[split][start:start + count]]
+    return [generate_sequence(seed, severity=SEVERITY[setting], degraded=degraded)
+            for seed in SPLITS[split][start:start + count]]
 
 
-def tracked(network: nn.Module, split: str, setting: str, count: int) -> dict[str, dict[str, float]]:
+def tracked(network: nn.Module, split: str, setting: str, count: int, degraded: bool) -> dict[str, dict[str, float]]:
     """PR, NPR and SR of every sequence, by LasHeR's protocol, percent."""
-    chosen, boxes = sequences(split, setting, count), {}
+    chosen, boxes = sequences(split, setting, count, degraded), {}
     for first in range(0, count, 16):
         boxes |= run_together(network, chosen[first:first + 16])
     return evaluate(boxes, {s.name: s.boxes_visible for s in chosen}, "lasher").sequences
 
 
 @torch.no_grad()
-def held_out_loss(handle: Attachment, split: str, setting: str, work: Path) -> float:
+def held_out_loss(handle: Attachment, split: str, setting: str, degraded: bool, work: Path) -> float:
     """The mean tracking loss of pairs of the split, and of sequences that are not tracked."""
-    features = CachedFeatures(work / f"pairs-{split}-{setting}")
+    features = CachedFeatures(pairs_folder(split, setting, degraded, work))
     network, training = features.network(handle), handle.network.training
     handle.network.eval()
     losses = [sum(float(term) for term in tracking_loss(network, batch).values()) for batch in
@@ -247,15 +254,19 @@ def measured(arm: Arm | None, seed: int, options: argparse.Namespace) -> dict[st
     if path.is_file():
         return json.loads(path.read_text())
     started = time.monotonic()
-    # untrained, the head's control has the host's fusion and head
-    handle = (built(HEAD, seed, CachedFeatures(options.work / CALIBRATION)) if arm is None
-              else trained(arm, seed, options))
-    network = load_tracker() if arm is None else handle.network
+    degraded = arm != CEILING
+    if arm is None or not degraded:  # untrained, the head's control has the host's fusion and head
+        handle, network = built(HEAD, seed, CachedFeatures(options.work / CALIBRATION)), load_tracker()
+        parameters = 0
+    else:
+        handle = trained(arm, seed, options)
+        network = handle.network
+        parameters = sum(p.numel() for p in (handle.head if arm.control == "head" else handle).parameters())
     result = {"settings": settings, "seed": seed, "seconds_training": time.monotonic() - started,
-              "parameters": 0 if arm is None else sum(
-                  p.numel() for p in (handle.head if arm.control == "head" else handle).parameters()),
-              "loss": {setting: held_out_loss(handle, options.split, setting, options.work) for setting in SEVERITY},
-              "sequences": {setting: tracked(network, options.split, setting, options.sequences)
+              "parameters": parameters,
+              "loss": {setting: held_out_loss(handle, options.split, setting, degraded, options.work)
+                       for setting in SEVERITY},
+              "sequences": {setting: tracked(network, options.split, setting, options.sequences, degraded)
                             for setting in SEVERITY}}
     result |= {"seconds": time.monotonic() - started, "threads": torch.get_num_threads(), **now()}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -270,22 +281,27 @@ def measured_in_turn(arms: list[Arm | None], seed: int, options: argparse.Namesp
 
 def prepare(arms: list[Arm | None], options: argparse.Namespace) -> None:
     """The features that all runs train on, are calibrated on and are judged on: through the frozen tracker, once."""
-    for degradation in sorted({arm.degradation for arm in arms if arm is not None}):
+    for degradation in sorted({arm.degradation for arm in arms if arm not in (None, CEILING)}):
         write_features(features_folder(degradation, options), TRAIN_SEEDS, options.training_sequences, options.pairs,
                        degradation=degradation)
     write_features(options.work / CALIBRATION, TRAIN_SEEDS, *CALIBRATION_PAIRS)
-    for number, (setting, severity) in enumerate(SEVERITY.items()):
+    for (number, (setting, severity)), degraded in product(enumerate(SEVERITY.items()), {True, CEILING not in arms}):
         start = 5000 * number + 2500  # the sequences before are tracked
-        write_features(options.work / f"pairs-{options.split}-{setting}", SPLITS[options.split][start:start + 2500],
-                       *HELD_OUT_PAIRS, severity=severity)
+        write_features(pairs_folder(options.split, setting, degraded, options.work),
+                       SPLITS[options.split][start:start + 2500], *HELD_OUT_PAIRS, severity=severity,
+                       degraded=degraded)
+
+
+def pairs_folder(split: str, setting: str, degraded: bool, work: Path) -> Path:
+    return work / f"pairs-{split}-{setting}{'' if degraded else '-undegraded'}"
 
 
 def write_features(folder: Path, seeds: range, sequences: int, pairs: int, *, severity: float = 1.0,
-                   degradation: float = 0.0) -> None:
+                   degradation: float = 0.0, degraded: bool = True) -> None:
     with contextlib.suppress(OSError, ValueError):
         CachedFeatures(folder)
         return  # complete: rendering the pairs again takes a minute
-    dataset = PairDataset(seeds, sequences, length=pairs, seed=17, severity=severity)
+    dataset = PairDataset(seeds, sequences, length=pairs, seed=17, severity=severity, degraded=degraded)
     fusion = GenerativeFusion(CHANNELS, size=SEARCH_MAP, residual="conv3x3")
     handle = attach(load_tracker(), fusion, ModuleAdapter("fusion", "head", size=SEARCH_MAP))
     handle.degradation = Degradation(degradation) if degradation else None
@@ -303,12 +319,13 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=4800, help="cached training pairs (default: %(default)s)")
     parser.add_argument("--training-sequences", type=int, default=300, help="that they are of (default: %(default)s)")
     parser.add_argument("--sequences", type=int, default=20, help="tracked in each setting (default: %(default)s)")
-    parser.add_argument("--split", choices=SPLITS, help="default: test for table2, validation for what is tuned")
+    parser.add_argument("--split", choices=SPLITS, help="default: test for table2 and networks, validation for what "
+                        "is tuned")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: %(default)s)")
     parser.add_argument("--work", type=Path, default=Path("runs/ablation"), help="of the runs (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
-    options.split = options.split or ("test" if options.table == "table2" else "validation")
+    options.split = options.split or ("test" if options.table in ("table2", "networks") else "validation")
     if options.steps * options.batch > options.pairs or min(options.steps, options.seeds, options.sequences) < 1:
         parser.error(f"--steps {options.steps} of --batch {options.batch} take {options.steps * options.batch} pairs, "
                      f"of {options.pairs} (--pairs); expected at most as many, and at least one of everything")
@@ -319,7 +336,7 @@ def main() -> None:
     started = time.monotonic()
     trainings: dict[tuple[int, str], list[Arm | None]] = {}
     for seed in range(options.seeds):
-        for arm in arms if seed == 0 else arms[1:]:
+        for arm in arms if seed == 0 else [arm for arm in arms if arm not in (None, CEILING)]:
             trainings.setdefault((seed, training_key(arm, seed, options)), []).append(arm)
     with ProcessPoolExecutor(options.workers) as pool:
         jobs = {pool.submit(measured_in_turn, shared, seed, options): shared
@@ -335,7 +352,7 @@ def main() -> None:
               "seconds_of_runs": sum(result["seconds"] for results in rows.values() for result in results),
               "rows": entries, "runs": rows}
     name, compared = f"ablation_{options.table}", ""
-    if options.table == "table2":
+    if "DM, UNet" in rows:
         report["DM, UNet minus"] = against("DM, UNet", rows)
         compared = "\n\n" + comparison("DM, UNet", report["DM, UNet minus"])
     text = (f"{markdown(entries)}{compared}\n\n{options.seeds} seeds, {options.steps} steps of batch {options.batch}, "

@@ -1,17 +1,27 @@
-"""A tracker to measure beside, and the machine that it is measured on."""
+"""Trackers to measure beside, and the machine that they are measured on."""
 
 import datetime
+import importlib
 import itertools
 import os
 import platform
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from gmmt_fusion import Attachment, GenerativeFusion, attach
+from gmmt_fusion.adapters import ModuleAdapter
 from gmmt_fusion.networks import Block
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+
+REAL_HOSTS = {"tbsi": ("TBSI", "vitb_256_tbsi_32x4_4e4_lasher_15ep_in1k"), "vipt": ("ViPT", "deep_rgbt")}
+"""Folder and configuration of the real trackers."""
 
 
 class ViTB(nn.Module):
@@ -52,6 +62,58 @@ class Towers(nn.Module):
 
     def forward(self, fused: Tensor) -> Tensor:
         return torch.cat([tower(fused) for tower in self.towers], dim=1)
+
+
+class Host(NamedTuple):
+    """A tracker to attach to, one frame of it, the channels and side of its maps, and the name of its fusion; None is
+    one that is recognised."""
+
+    tracker: Any
+    run: Callable[[], Any]
+    channels: int
+    size: int
+    point: str | None = None
+
+    def attach(self, fusion: GenerativeFusion) -> Attachment:
+        return attach(self.tracker, fusion, ModuleAdapter(self.point, "head", self.size) if self.point else "auto")
+
+
+def build_host(bench: Any, name: str, dtype: torch.dtype) -> Host:
+    """The host of a name: of our own making, or real, from a checkout in the folder that HOSTS names."""
+    if name in REAL_HOSTS:
+        return real_host(bench, name)
+    if name == "embedded":
+        from embedded.siamese import SEARCH_MAP, SEARCH_SIZE, TEMPLATE_SIZE, load_tracker
+
+        network: Any = load_tracker().to(bench.device, dtype)
+        template, search = (255 * x for x in bench.images(TEMPLATE_SIZE, SEARCH_SIZE, dtype=dtype))
+        network.template(template)
+        return Host(network, lambda: network.track(search), 64, SEARCH_MAP, "fusion")
+    network = ViTB(64, 1) if bench.quick else ViTB()
+    network = network.eval().to(bench.device, dtype)
+    images = bench.images(128, 256, dtype=dtype)
+    return Host(network, lambda: network(*images), network.norm.normalized_shape[0], 16, "fuse")
+
+
+def real_host(bench: Any, name: str) -> Host:
+    """An unedited TBSI or ViPT of random weights, and its tracker's whole frame, crop and box included."""
+    import host_compat
+    from embedded.sequences import generate_sequence
+
+    folder, configuration = REAL_HOSTS[name]
+    example = importlib.import_module(name)
+    tracker = example.build_tracker(example.configuration(host_compat.prepare(Path(os.environ["HOSTS"], folder)),
+                                                          configuration))
+    tracker.network.to(bench.device)
+    sequence = generate_sequence(3, frames=2)
+    frames, box = host_compat.six_channels(sequence), sequence.boxes_visible[0].tolist()
+    tracker.initialize(frames[0], {"init_bbox": box})
+
+    def run() -> Any:
+        tracker.state = box  # the same crop every time
+        return tracker.track(frames[1])
+
+    return Host(tracker, run, 768, 16)
 
 
 def _cpuinfo(field: str) -> str:

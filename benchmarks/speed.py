@@ -4,12 +4,14 @@
 
 measures row after row, each in a process of its own, and writes speed.json after each and speed.md from it; started
 again with the same settings, it goes on where it was. What is compared is interleaved. A time is the fastest, a ratio
-is that of the fastest and, in brackets, the median over the rounds.
+is that of the fastest and, in brackets, the median over the rounds. HOSTS=DIR adds frames of the real trackers, from
+checkouts in DIR/TBSI and DIR/ViPT.
 """
 
 import argparse
 import itertools
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -19,16 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import ViTB, has_bfloat16, machine, now
+from measuring import REAL_HOSTS, Host, build_host, has_bfloat16, machine, now
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from gmmt_fusion import Attachment, GenerativeFusion, attach
-from gmmt_fusion.adapters import ModuleAdapter
+from gmmt_fusion import Attachment, GenerativeFusion
 from gmmt_fusion.files import write_atomically
 from gmmt_fusion.fusion import METHODS, PRESETS
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 Row = dict[str, Any]
 Functions = dict[str, Callable[[], Any]]
@@ -68,9 +67,11 @@ class Bench:
             self.once(function)
         round_time = sum([self.once(function) for function in functions.values()])
         times: dict[str, list[float]] = {name: [] for name in functions}
-        for _ in range(min(200, max(1 if round_time > self.seconds else 3, int(self.seconds / round_time)))):
-            for name, function in functions.items():
+        order = list(functions.items())
+        for _ in range(min(2000, max(1 if round_time > self.seconds else 3, int(self.seconds / round_time)))):
+            for name, function in order:
                 times[name].append(self.once(function))
+            order.reverse()  # none is always after the same one
         return times
 
     def peak(self, function: Callable[[], Any]) -> float:
@@ -156,9 +157,10 @@ def inference(bench: Bench, preset: str, method: str) -> Row:
     for batch in bench.options.batches:
         maps = bench.maps(batch)
         memory = bench.peak(lambda maps=maps: fusion(*maps))
-        functions: Functions = {}
-        for name, switch in bench.paths(fusion).items():
-            functions[name] = lambda switch=switch, maps=maps: (switch(), fusion(*maps))
+        functions: Functions = {name: lambda switch=switch, maps=maps: (switch(), fusion(*maps))[1]
+                                for name, switch in bench.paths(fusion).items()}
+        plain = functions["plain"]()
+        errors = {name: float((path() - plain).norm() / plain.norm()) for name, path in functions.items()}
         product, product_flop = bench.matrix_product(torch.float32)
         copying, copied = bench.copy()
         functions |= {"matrix product": product, "copy": copying}
@@ -170,6 +172,7 @@ def inference(bench: Bench, preset: str, method: str) -> Row:
         flop = batch * counter.get_total_flops()
         row["batches"][str(batch)] = {
             "gflop": flop / 1e9, "peak_mb": memory, "matrix_gflops": rate / 1e9, "bandwidth_gb_s": bandwidth / 1e9,
+            "relative_error": errors,
             "paths": summary(times, "plain"),
             "share_of_matrix_rate": {name: flop / min(times[name]) / rate for name in ("plain", "optimised")},
             # no faster than the products at full rate, nor than reading the weights once
@@ -216,58 +219,43 @@ class MeanFusion(GenerativeFusion):
         return torch.stack(features).mean(0)
 
 
-def build_host(bench: Bench, name: str, dtype: torch.dtype) -> tuple[Any, Callable[[], Any], str, int, int]:
-    """A host, one frame of it, the name of its fusion, and the channels and side of its maps."""
-    if name == "embedded":
-        from embedded.siamese import SEARCH_MAP, SEARCH_SIZE, TEMPLATE_SIZE, load_tracker
-
-        network: Any = load_tracker().to(bench.device, dtype)
-        template, search = (255 * x for x in bench.images(TEMPLATE_SIZE, SEARCH_SIZE, dtype=dtype))
-        network.template(template)
-        return network, lambda: network.track(search), "fusion", 64, SEARCH_MAP
-    network = ViTB(64, 1) if bench.quick else ViTB()
-    network = network.eval().to(bench.device, dtype)
-    images = bench.images(128, 256, dtype=dtype)
-    return network, lambda: network(*images), "fuse", network.norm.normalized_shape[0], 16
-
-
-def frame(bench: Bench, host: str, preset: str, dtype: str) -> Row:
+def frame(bench: Bench, name: str, preset: str, dtype: str) -> Row:
     """A frame of the host untouched, with no fusion at all, and with the fusion attached, by every path."""
     kind = getattr(torch, dtype)
 
-    def attached() -> tuple[Any, Callable[[], Any], Attachment]:
-        network, run, point, channels, size = build_host(bench, host, kind)
-        fusion = bench.fusion(preset, shape=(channels, size))
-        return network, run, attach(network, fusion, ModuleAdapter(point, "head", size))
+    def attached() -> tuple[Host, Attachment]:
+        host = build_host(bench, name, kind)
+        return host, host.attach(bench.fusion(preset, shape=(host.channels, host.size)))
 
-    _, run, point, *_ = build_host(bench, host, kind)
-    without, run_without, *_ = build_host(bench, host, kind)
-    setattr(without, point, Mean())
-    functions: Functions = {"untouched": run, "no fusion": run_without}
-    _, run_attached, handle = attached()
-    for name, switch in bench.paths(handle.fusion).items():
-        functions[name] = lambda switch=switch: (switch(), run_attached())
-    if bench.device.type == "cuda" and host != "embedded":
-        whole, run_whole, *_ = build_host(bench, host, kind)
-        whole_attached, run_whole_attached, whole_handle = attached()
+    functions: Functions = {"untouched": build_host(bench, name, kind).run}
+    host, handle = attached()
+    if host.point:
+        without = build_host(bench, name, kind)
+        setattr(without.tracker, host.point, Mean())
+        functions["no fusion"] = without.run
+    for way, switch in bench.paths(handle.fusion).items():
+        functions[way] = lambda switch=switch: (switch(), host.run())
+    if bench.device.type == "cuda" and name == "vit_b":
+        whole, (whole_attached, whole_handle) = build_host(bench, name, kind), attached()
         whole_handle.optimize()
-        for network in (whole, whole_attached):
-            network.compile(mode="reduce-overhead")
-        functions |= {"untouched, compiled": run_whole, "optimised, compiled": run_whole_attached}
+        for compiled in (whole, whole_attached):
+            compiled.tracker.compile(mode="reduce-overhead")
+        functions |= {"untouched, compiled": whole.run, "optimised, compiled": whole_attached.run}
     times = bench.interleave(functions)
-    return {"frames": summary(times, "untouched"), "to_no_fusion": summary(times, "no fusion")}
+    row = {"frames": summary(times, "untouched")}
+    return row | ({"to_no_fusion": summary(times, "no fusion")} if host.point else {})
 
 
-def attaching(bench: Bench, host: str) -> Row:
+def attaching(bench: Bench, name: str) -> Row:
     """What the swapped classes cost: two hosts that fuse by the mean, one of them through an attachment."""
     functions: Functions = {}
-    for name in ("untouched", "attached"):
-        network, run, point, channels, size = build_host(bench, host, torch.float32)
-        setattr(network, point, Mean())
-        if name == "attached":
+    for way in ("untouched", "attached"):
+        host = build_host(bench, name, torch.float32)
+        setattr(host.tracker, str(host.point), Mean())
+        if way == "attached":
             tiny = {"network_config": TINY["uvit"], "residual": None, "method": "raw"}
-            attach(network, MeanFusion(channels, size=size, **tiny).eval(), ModuleAdapter(point, "head", size))
-        functions[name] = run
+            host.attach(MeanFusion(host.channels, size=host.size, **tiny).eval())
+        functions[way] = host.run
     return summary(bench.interleave(functions), "untouched")
 
 
@@ -286,14 +274,15 @@ class Kept(nn.Module):
 
 def memory(bench: Bench, way: str) -> Row:
     """Peak of a training step on the ViT-B host, attached or with the host's graph kept."""
-    network, _, point, channels, size = build_host(bench, "vit_b", torch.float32)
-    fusion, batch = bench.fusion("small", shape=(channels, size)), 2 if bench.quick else 8
+    host = build_host(bench, "vit_b", torch.float32)
+    fusion, batch = bench.fusion("small", shape=(host.channels, host.size)), 2 if bench.quick else 8
+    network = host.tracker.train()
     if way == "attached":
-        holder: Any = attach(network.train(), fusion, ModuleAdapter(point, "head", size))
+        holder: Any = host.attach(fusion)
         trained = list(holder.parameters())
     else:
         holder = Kept(network.fuse, fusion.train())
-        network.train().fuse = holder
+        network.fuse = holder
         trained = [*fusion.parameters(), *network.head.parameters()]
     optimizer = torch.optim.AdamW(trained, 1e-4)
     images = [x.repeat(batch, 1, 1, 1) for x in bench.images(128, 256)]
@@ -321,6 +310,8 @@ def plan(options: argparse.Namespace) -> list[tuple[str, ...]]:
             rows += [(kind, "vit_b", preset, dtype) for preset in options.presets for dtype in dtypes
                      if preset != "paper-unet"]
             rows += [(kind, "embedded", "small", "float32")]
+            if "HOSTS" in os.environ and not options.quick:
+                rows += [(kind, name, "small", "float32") for name in REAL_HOSTS]
         else:
             rows += [(kind, name) for name in (("vit_b", "embedded") if kind == "attaching" else ("attached", "kept"))]
     return rows

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import ablation
 import ablation_tables
-from embedded.sequences import TRAIN_SEEDS
+from embedded.sequences import TRAIN_SEEDS, generate_sequence
 
 
 def result(seed: int, values: list[float], parameters: int = 10) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def test_no_sequence_is_in_two_sets() -> None:
     assert sum(map(len, sets)) == len(set.union(*sets))
 
 
-@pytest.mark.parametrize("arm", [ablation.TABLES["table2"][0], ablation.TABLES["table2"][2], ablation.Arm(
+@pytest.mark.parametrize("arm", [ablation.HEAD, ablation.Arm("", ablation.RAW, control="convolution"), ablation.Arm(
     "DM", ablation.BEST | {"network_config": {"widths": [32], "depth": 1}}, sampling={"steps": 2})],
     ids=["head", "convolution", "diffusion"])
 def test_a_run_from_end_to_end(arm: ablation.Arm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,3 +76,18 @@ def test_a_run_from_end_to_end(arm: ablation.Arm, tmp_path: Path, monkeypatch: p
     assert changed == ({"head"} if arm.control == "head" else {"head", "network", "residual"})
     monkeypatch.setattr(ablation, "trained", None)  # a run that is finished is not run again
     assert ablation.measured(arm, 0, options) == found
+
+
+def test_the_ceiling_is_the_base_on_undegraded_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ablation, "CALIBRATION_PAIRS", (2, 16))
+    monkeypatch.setattr(ablation, "HELD_OUT_PAIRS", (4, 32))
+    monkeypatch.setattr(ablation, "generate_sequence", lambda seed, **k: generate_sequence(seed, frames=5, **k))
+    options = argparse.Namespace(work=tmp_path, pairs=16, training_sequences=2, steps=2, batch=4, sequences=2,
+                                 split="validation")
+    ablation.prepare([None, ablation.CEILING], options)
+    base, ceiling = (ablation.measured(arm, 0, options) for arm in (None, ablation.CEILING))
+    assert base["parameters"] == ceiling["parameters"] == 0
+    for setting in ablation.SEVERITY:
+        assert ceiling["loss"][setting] != base["loss"][setting]
+        assert {name.removesuffix("_undegraded") for name in ceiling["sequences"][setting]} == set(
+            base["sequences"][setting])

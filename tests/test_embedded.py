@@ -19,7 +19,7 @@ from embedded.siamese import (
     load_tracker,
     make_labels,
 )
-from embedded.tracking import Tracker, crop, run
+from embedded.tracking import Tracker, crop, run, run_together
 from embedded.training import PairDataset, train_stage
 
 
@@ -81,6 +81,14 @@ def test_target_is_where_the_box_says():
         drawn = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
         x, y, w, h = scene.boxes[2]
         assert np.abs(drawn - [x, y, x + w, y + h]).max() < 2.5
+
+
+def test_undegraded_is_the_same_scene():
+    made, clean = (sq.generate_sequence(6, frames=12, severity=1.5, degraded=degraded) for degraded in (True, False))
+    assert np.array_equal(made.boxes_visible, clean.boxes_visible) and made.name != clean.name
+    apart = [max(np.abs(a.astype(float) - b).mean() for a, b in zip(frames, undisturbed, strict=True))
+             for frames, undisturbed in ((made.visible, clean.visible), (made.infrared, clean.infrared))]
+    assert max(apart) > 20  # a modality is in trouble in one of them
 
 
 @pytest.mark.parametrize("arguments", [{"frames": 0}, {"size": (64, 64)}, {"severity": -1}])
@@ -273,3 +281,12 @@ def test_single_modality_ignores_the_other(modality, sequence):
     other = "infrared" if modality == "visible" else "visible"
     changed = sq.Sequence(**{**vars(sequence), other: blank})
     assert np.array_equal(boxes, run(network, changed))
+
+
+def test_tracking_together_is_tracking_one_by_one():
+    network, made = load_tracker(), [sq.generate_sequence(seed, frames=6, severity=0.5) for seed in range(3)]
+    together = run_together(network, made)
+    for sequence in made:
+        np.testing.assert_allclose(together[sequence.name], run(network, sequence), atol=0.05)
+    with pytest.raises(ValueError, match=r"sequences of \[4, 6\] frames; expected one length"):
+        run_together(network, [*made, sq.generate_sequence(9, frames=4)])

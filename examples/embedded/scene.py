@@ -67,9 +67,12 @@ def poses_of(kind: str, look: Look) -> list[np.ndarray]:
 
 
 class Scene:
-    """Everything about one sequence, decided by its seed; `render(t)` draws any frame on its own."""
+    """Everything about one sequence, decided by its seed; `render(t)` draws any frame on its own.
 
-    def __init__(self, seed: int, frames: int, size: tuple[int, int], severity: float):
+    degraded: False leaves out what goes wrong in a modality, and nothing else.
+    """
+
+    def __init__(self, seed: int, frames: int, size: tuple[int, int], severity: float, degraded: bool = True):
         self.seed, self.frames, self.severity = seed, frames, severity
         self.width, self.height = size
         rng = np.random.default_rng([seed, 2024])
@@ -80,6 +83,8 @@ class Scene:
         self._plan_company(rng, float(heat.mean()))
         self._plan_occluders(rng)
         self._plan_troubles(rng)
+        if not degraded:
+            self.troubles, self.frozen = {name: 0 * curve for name, curve in self.troubles.items()}, {}
         self.fog = noise_map(rng, self.height, self.width + 160, (4, 8, 16), 0.6)
         self.stripes = rng.standard_normal((1, self.width), dtype=np.float32)
         self.sigmas = rng.uniform(1.5, 4), rng.uniform(2.5, 6)  # of the sensors' own noise

@@ -65,17 +65,21 @@ class Sequence:
 
 
 def generate_sequence(
-    seed: int, frames: int = 60, size: tuple[int, int] = (320, 256), severity: float = 1.0
+    seed: int, frames: int = 60, size: tuple[int, int] = (320, 256), severity: float = 1.0, degraded: bool = True
 ) -> Sequence:
-    """A sequence decided by its arguments alone; size is (width, height), severity > 1 is worse than training."""
+    """A sequence decided by its arguments alone; size is (width, height), severity > 1 is worse than training.
+
+    degraded: False is the same scene, the same motion and company, with two good modalities.
+    """
     if frames < 1 or min(size) < 128 or severity < 0:
         raise ValueError(
             f"frames={frames}, size={size}, severity={severity}; expected frames >= 1, sides of at least 128 pixels "
             "and severity >= 0"
         )
-    scene = Scene(seed, frames, size, severity)
+    scene = Scene(seed, frames, size, severity, degraded)
     visible, infrared = zip(*(scene.render(t) for t in range(frames)), strict=True)
     name = f"generated_{seed:06d}" + ("" if severity == 1 else f"_severity_{severity:g}")
+    name += "" if degraded else "_undegraded"
     boxes = scene.boxes.astype(np.float64)
     return Sequence(name, list(visible), list(infrared), boxes, boxes.copy(), sorted(scene.attributes))
 

@@ -40,12 +40,13 @@ class PairDataset(Dataset):
         shift: float = 48.0,
         scale: float = 0.2,
         negatives: float = 0.08,
+        degraded: bool = True,
     ):
         rng = np.random.default_rng([seed, 11])
         picked = rng.choice(len(seeds), min(sequences, len(seeds)), replace=False)
         self.length, self.seed = length, seed
         self.shift, self.scale, self.negatives = shift, scale, negatives
-        self.sequences = [_render_some(int(seeds[int(i)]), frames, severity, rng) for i in picked]
+        self.sequences = [_render_some(int(seeds[int(i)]), frames, severity, rng, degraded) for i in picked]
 
     def __len__(self) -> int:
         return self.length
@@ -96,9 +97,9 @@ def _exposure(rng) -> np.ndarray:
     return np.clip(np.arange(256) * rng.uniform(0.8, 1.2) + rng.uniform(-12, 12), 0, 255).astype(np.uint8)
 
 
-def _render_some(seed: int, frames: int, severity: float, rng, total: int = 60, size=(320, 256)):
+def _render_some(seed: int, frames: int, severity: float, rng, degraded: bool, total: int = 60, size=(320, 256)):
     """Frames spread over the sequence: visible (H, W, 3) and infrared (H, W) pictures, boxes (frames, 4)."""
-    scene = Scene(seed, total, size, severity)
+    scene = Scene(seed, total, size, severity, degraded)
     edges = np.linspace(0, total, frames + 1)
     times = [min(total - 1, int(rng.uniform(a, b))) for a, b in pairwise(edges)]
     pictures = [scene.render(t) for t in times]
