@@ -288,5 +288,10 @@ def test_tracking_together_is_tracking_one_by_one():
     together = run_together(network, made)
     for sequence in made:
         np.testing.assert_allclose(together[sequence.name], run(network, sequence), atol=0.05)
+    shifts = np.array([[0, 0], [3, -2], [1, 1]])
+    shifted = run_together(network, made, shifts)
+    moved = [(shifted[sequence.name] - together[sequence.name])[0, :2] for sequence in made]
+    np.testing.assert_allclose(moved, shifts)
+    assert np.abs(shifted[made[1].name] - together[made[1].name])[1:].max() > 0.1
     with pytest.raises(ValueError, match=r"sequences of \[4, 6\] frames; expected one length"):
         run_together(network, [*made, sq.generate_sequence(9, frames=4)])

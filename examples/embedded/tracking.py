@@ -119,15 +119,21 @@ def run(network: nn.Module, sequence: Sequence, progress: Callable[[int, int], N
     return boxes
 
 
-def run_together(network: nn.Module, sequences: list[Sequence]) -> dict[str, np.ndarray]:
-    """Boxes (N, 4) by name, as `run` gives them up to rounding: the same frame of all sequences is one batch."""
+def run_together(
+    network: nn.Module, sequences: list[Sequence], shifts: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Boxes (N, 4) by name, as `run` gives them up to rounding: the same frame of all sequences is one batch.
+
+    shifts: (sequences, 2) of the first boxes given, pixels, as in OTB's spatial robustness evaluation.
+    """
     trackers = [Tracker(network) for _ in sequences]
     lengths = {len(sequence) for sequence in sequences}
     if len(lengths) != 1:
         raise ValueError(f"sequences of {sorted(lengths)} frames; expected one length")
     boxes = np.zeros((len(sequences), *lengths, 4))
-    for tracker, sequence, track in zip(trackers, sequences, boxes, strict=True):
-        track[0] = sequence.boxes_visible[0]
+    boxes[:, 0] = [sequence.boxes_visible[0] for sequence in sequences]
+    boxes[:, 0, :2] += 0 if shifts is None else shifts
+    for tracker, track in zip(trackers, boxes, strict=True):
         tracker.place(track[0])
     with torch.no_grad():
         for t in range(boxes.shape[1]):
