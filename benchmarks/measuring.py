@@ -78,6 +78,18 @@ class Host(NamedTuple):
         return attach(self.tracker, fusion, ModuleAdapter(self.point, "head", self.size) if self.point else "auto")
 
 
+class Empty(nn.Module):
+    """Next to nothing but a fusion and a head: what attaching adds to a frame is not lost in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fuse: nn.Module = nn.Identity()
+        self.head = nn.Conv2d(8, 1, 1)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.head(self.fuse(maps))
+
+
 def build_host(bench: Any, name: str, dtype: torch.dtype) -> Host:
     """The host of a name: of our own making, or real, from a checkout in the folder that HOSTS names."""
     if name in REAL_HOSTS:
@@ -89,6 +101,9 @@ def build_host(bench: Any, name: str, dtype: torch.dtype) -> Host:
         template, search = (255 * x for x in bench.images(TEMPLATE_SIZE, SEARCH_SIZE, dtype=dtype))
         network.template(template)
         return Host(network, lambda: network.track(search), 64, SEARCH_MAP, "fusion")
+    if name == "empty":
+        empty, maps = Empty().eval().to(bench.device, dtype), torch.rand(1, 16, 4, 4, device=bench.device, dtype=dtype)
+        return Host(empty, lambda: empty(maps), 8, 4, "fuse")
     network = ViTB(64, 1) if bench.quick else ViTB()
     network = network.eval().to(bench.device, dtype)
     images = bench.images(128, 256, dtype=dtype)
