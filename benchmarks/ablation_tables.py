@@ -94,19 +94,27 @@ def comparison(winner: str, entries: list[dict[str, Any]]) -> str:
 
 
 def plot(entries: list[dict[str, Any]], path: Path, title: str) -> None:
+    """The loss of held-out pairs, with the base's as a line, and SR over base."""
     from matplotlib.figure import Figure
 
     rows = [row for row in dict.fromkeys(entry["row"] for entry in entries) if row != "base"]
-    figure = Figure(figsize=(7.5, 1.2 + 0.42 * len(rows)), layout="constrained")
-    axis = figure.subplots()
+    figure = Figure(figsize=(11, 1.2 + 0.42 * len(rows)), layout="constrained")
+    loss, success_rate = figure.subplots(1, 2, sharey=True)
     for setting, colour, shift in zip(SETTINGS, ("#0072B2", "#D55E00"), (-0.13, 0.13), strict=True):
-        own = {entry["row"]: entry["SR_over_base"] for entry in entries if entry["setting"] == setting}
-        means = [own[row]["mean"] for row in rows]
-        errors = [[abs(own[row][end] - own[row]["mean"]) for row in rows] for end in ("low", "high")]
-        axis.errorbar(means, np.arange(len(rows)) + shift, xerr=errors, fmt="o", color=colour, capsize=3, label=setting)
-    axis.axvline(0, color="black", linewidth=0.8)
-    axis.set(yticks=range(len(rows)), yticklabels=rows, title=title, xlabel="SR over base, points")
-    axis.invert_yaxis()
-    axis.grid(axis="x", alpha=0.3)
-    axis.legend(frameon=False)
+        own = {entry["row"]: entry for entry in entries if entry["setting"] == setting}
+        heights, style = np.arange(len(rows)) + shift, {"fmt": "o", "color": colour, "capsize": 3, "label": setting}
+        deviations = [own[row]["loss_deviation_over_seeds"] or 0 for row in rows]
+        loss.errorbar([own[row]["loss"] for row in rows], heights, xerr=deviations, **style)
+        loss.axvline(own["base"]["loss"], color=colour, linewidth=0.8)
+        gains = [own[row]["SR_over_base"] for row in rows]
+        errors = [[abs(gain["mean"] - gain[end]) for gain in gains] for end in ("low", "high")]
+        success_rate.errorbar([gain["mean"] for gain in gains], heights, xerr=errors, **style)
+    success_rate.axvline(0, color="black", linewidth=0.8)
+    loss.set(yticks=range(len(rows)), yticklabels=rows, xlabel="tracking loss of held-out pairs; lines: the base")
+    success_rate.set(xlabel="SR over base, points")
+    loss.invert_yaxis()
+    for axis in (loss, success_rate):
+        axis.grid(axis="x", alpha=0.3)
+    success_rate.legend(frameon=False)
+    figure.suptitle(title)
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=130, format="png"))
