@@ -2,6 +2,7 @@
 
     python benchmarks/ablation.py table2 --seeds 5             what is gained, against controls, by which method
     python benchmarks/ablation.py networks --seeds 5           the same with the other network
+    python benchmarks/ablation.py window --seeds 2             the tracker's own parameter, for every row of table2
     python benchmarks/ablation.py weight|steps|blocks|weighting|prediction|noise|precision|degradation|\
         interpolation
 
@@ -20,7 +21,7 @@ import os
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -54,24 +55,26 @@ SPLITS = {"test": TEST_SEEDS, "validation": VALIDATION_SEEDS}
 SEVERITY = dict(zip(SETTINGS, (1.0, 1.5), strict=True))
 CALIBRATION = "features-of-calibration"
 CALIBRATION_PAIRS, HELD_OUT_PAIRS = (20, 128), (100, 512)  # of how many sequences, how many
-TRAINING = ("steps", "batch", "pairs", "training_sequences")
+TRAINING = ("steps", "batch", "pairs", "training_sequences", "bfloat16")
 
 
 @dataclass(frozen=True)
 class Arm:
     """A row of a table.
 
-    fusion: arguments of GenerativeFusion. weight: λ. control: "head" trains the new head alone, on the host's fusion;
-    "convolution" is a network of plain convolutions, "undegraded" the base on the same scenes in two good modalities.
-    degradation: share of degraded training samples, whose target is
-    the fused map of the clean ones. interpolation: how far the weights go from their start to where training ends
-    (Wortsman et al., CVPR 2022). sampling: attributes set on the trained fusion, and the dtype that it is optimised to.
+    fusion: arguments of GenerativeFusion. weight: λ. control: "base" is the tracker as it comes, "undegraded" the same
+    on the same scenes with two good modalities, "head" trains the new head alone, on the host's fusion, and
+    "convolution" trains a network of plain convolutions. window: weight of the tracker's cosine window; a head of other
+    scores asks for another one. degradation: share of degraded training samples, whose target is the fused map of the
+    clean ones. interpolation: how far the weights go from their start to where training ends (Wortsman et al., CVPR
+    2022). sampling: attributes set on the trained fusion, and the dtype that it is optimised to.
     """
 
     label: str
     fusion: dict[str, Any] = field(default_factory=dict)
     weight: float = 1.0
     control: str | None = None
+    window: float = 0.4
     degradation: float = 0.6
     interpolation: float = 1.0
     sampling: dict[str, Any] = field(default_factory=dict)
@@ -80,16 +83,19 @@ class Arm:
 RAW, CGAN, DM = ({"method": method} for method in ("raw", "cgan", "diffusion"))
 UVIT, UNET = ({"network": network} for network in ("uvit", "unet"))
 BEST = DM | UNET
-CEILING = Arm("base, pictures not degraded", RAW, 0.0, "undegraded", 0.0)  # what any fusion could gain at most
+BASE = Arm("base", control="base")
+UNDEGRADED = Arm("base, pictures not degraded", control="undegraded")
 HEAD = Arm("head retrained alone", RAW, 0.0, "head")
+TABLE2 = [
+    HEAD,
+    Arm("plain convolutional fusion", RAW, 0.0, "convolution"),
+    Arm("UNet, no generative loss", RAW | UNET, 0.0),
+    *(Arm(f"{name}, UNet", method | UNET) for name, method in (("RAW", RAW), ("CGAN", CGAN), ("DM", DM))),
+]
 TABLES: dict[str, list[Arm]] = {
-    "table2": [
-        CEILING,
-        HEAD,
-        Arm("plain convolutional fusion", RAW, 0.0, "convolution"),
-        Arm("UNet, no generative loss", RAW | UNET, 0.0),
-        *(Arm(f"{name}, UNet", method | UNET) for name, method in (("RAW", RAW), ("CGAN", CGAN), ("DM", DM))),
-    ],
+    "table2": [*TABLE2, UNDEGRADED],
+    "window": [replace(arm, label=f"{arm.label}, window {window:g}", window=window)
+               for arm in [BASE, *TABLE2] for window in (0.1, 0.2, 0.3, 0.4)],
     "networks": [*(Arm(f"{name}, UViT", method | UVIT) for name, method in (("RAW", RAW), ("CGAN", CGAN), ("DM", DM))),
                  Arm("DM, UNet", BEST)],
     "weight": [Arm(f"λ = {weight}", BEST, float(weight)) for weight in (0, 1, 2, 3, 5, 10, 100)],
@@ -156,7 +162,7 @@ def built(arm: Arm, seed: int, features: CachedFeatures) -> Attachment:
     handle = attach(load_tracker(), fusion, ModuleAdapter("fusion", "head", size=SEARCH_MAP))
     batch = next(iter(DataLoader(features, min(128, len(features)))))
     fusion.calibrate([([batch["feature_0"].float(), batch["feature_1"].float()], batch["fused"].float())])
-    if arm.control == "head":
+    if arm.control not in (None, "convolution"):
         fusion.residual = Frozen(fusion.residual)
     return handle
 
@@ -184,11 +190,13 @@ def trained(arm: Arm, seed: int, options: argparse.Namespace) -> Attachment:
     start = {name: tensor.clone() for name, tensor in handle.fusion.state_dict().items()}
     weights = folder / "weights.pt"
     if not weights.is_file():
-        chosen = np.random.default_rng(seed).permutation(len(features))[:options.steps * options.batch]
+        random, wanted = np.random.default_rng(seed), options.steps * options.batch
+        passes = [random.permutation(len(features)) for _ in range(-(-wanted // len(features)))]
+        chosen = np.concatenate(passes)[:wanted]
         loader = DataLoader(Subset(features, chosen.tolist()), options.batch, shuffle=True)
         torch.manual_seed(seed)
         fine_tune(handle, loader, tracking_loss, folder / "training", epochs=1, generative_weight=arm.weight,
-                  optimizer=recipe, seed=seed, progress=False)
+                  optimizer=recipe, seed=seed, progress=False, mixed_precision="bf16" if options.bfloat16 else "no")
         write_atomically(weights, lambda path: torch.save(handle.fusion.state_dict(), path))
     handle.fusion.load_state_dict({name: torch.lerp(start[name], end, arm.interpolation) if end.is_floating_point()
                                    else end for name, end in torch.load(weights, weights_only=True).items()})
@@ -206,9 +214,9 @@ def features_folder(degradation: float, options: argparse.Namespace) -> Path:
     return options.work / f"features-{degradation:g}-{options.pairs}-of-{options.training_sequences}"
 
 
-def training_key(arm: Arm | None, seed: int, options: argparse.Namespace) -> str:
-    """Names what was trained; arms that differ in how they sample share it."""
-    what = None if arm is None else [arm.fusion, arm.weight, arm.control, arm.degradation]
+def training_key(arm: Arm, seed: int, options: argparse.Namespace) -> str:
+    """Names what was trained; arms that differ in how they sample or track share it."""
+    what = [arm.fusion, arm.weight, arm.control, arm.degradation]
     return key({"arm": what, **{name: getattr(options, name) for name in TRAINING}}, seed)
 
 
@@ -226,12 +234,12 @@ def sequences(split: str, setting: str, count: int, degraded: bool) -> list:
 
 
 def tracked(network: nn.Module, split: str, setting: str, count: int, degraded: bool,
-            jitter: int) -> dict[str, dict[str, float]]:
+            window: float, jitter: int) -> dict[str, dict[str, float]]:
     """PR, NPR and SR of every sequence, by LasHeR's protocol, percent; a jitter seeds starts that are a pixel off."""
     chosen, boxes = sequences(split, setting, count, degraded), {}
     shifts = np.random.default_rng(jitter).normal(0, float(jitter > 0), (count, 2))
     for first in range(0, count, 16):
-        boxes |= run_together(network, chosen[first:first + 16], shifts[first:first + 16])
+        boxes |= run_together(network, chosen[first:first + 16], shifts[first:first + 16], window=window)
     return evaluate(boxes, {s.name: s.boxes_visible for s in chosen}, "lasher").sequences
 
 
@@ -247,19 +255,18 @@ def held_out_loss(handle: Attachment, split: str, setting: str, degraded: bool, 
     return float(np.mean(losses))
 
 
-def measured(arm: Arm | None, seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    """The result of one run, from its file where there is one; None is the tracker as it comes."""
+def measured(arm: Arm, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """The result of one run, from its file where there is one."""
     torch.set_num_threads(1)
-    settings = {"arm": None if arm is None else {k: v for k, v in vars(arm).items() if k != "label"},
-                "split": options.split, "sequences": options.sequences,
-                **{name: getattr(options, name) for name in TRAINING}}
+    settings = {"arm": {k: v for k, v in vars(arm).items() if k != "label"}, "split": options.split,
+                "sequences": options.sequences, **{name: getattr(options, name) for name in TRAINING}}
     path = options.work / "results" / f"{key(settings, seed)}.json"
     if path.is_file():
         return json.loads(path.read_text())
     started = time.monotonic()
-    degraded = arm != CEILING
-    if arm is None or not degraded:  # untrained, the head's control has the host's fusion and head
-        handle, network = built(HEAD, seed, CachedFeatures(options.work / CALIBRATION)), load_tracker()
+    degraded = arm.control != "undegraded"
+    if arm.control in ("base", "undegraded"):  # what is attached holds the host's fusion and head
+        handle, network = built(arm, seed, CachedFeatures(options.work / CALIBRATION)), load_tracker()
         parameters, jitter = 0, seed  # one run of one tracker is a matter of luck, too
     else:
         handle = trained(arm, seed, options)
@@ -268,27 +275,28 @@ def measured(arm: Arm | None, seed: int, options: argparse.Namespace) -> dict[st
     result = {"settings": settings, "seed": seed, "seconds_training": time.monotonic() - started,
               "parameters": parameters,
               "loss": {setting: held_out_loss(handle, options.split, setting, degraded, options.work)
-                       for setting in SEVERITY},
-              "sequences": {setting: tracked(network, options.split, setting, options.sequences, degraded, jitter)
-                            for setting in SEVERITY}}
+                       for setting in SEVERITY}}
+    with torch.autocast("cpu", torch.bfloat16, enabled=options.bfloat16):
+        result["sequences"] = {setting: tracked(network, options.split, setting, options.sequences, degraded,
+                                                arm.window, jitter) for setting in SEVERITY}
     result |= {"seconds": time.monotonic() - started, "threads": torch.get_num_threads(), **now()}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda temporary: temporary.write_text(json.dumps(result)))
     return result
 
 
-def measured_in_turn(arms: list[Arm | None], seed: int, options: argparse.Namespace) -> list[dict[str, Any]]:
+def measured_in_turn(arms: list[Arm], seed: int, options: argparse.Namespace) -> list[dict[str, Any]]:
     """The arms of one training, in one process: two would train into one folder."""
     return [measured(arm, seed, options) for arm in arms]
 
 
-def prepare(arms: list[Arm | None], options: argparse.Namespace) -> None:
+def prepare(arms: list[Arm], options: argparse.Namespace) -> None:
     """The features that all runs train on, are calibrated on and are judged on: through the frozen tracker, once."""
-    for degradation in sorted({arm.degradation for arm in arms if arm not in (None, CEILING)}):
+    for degradation in sorted({arm.degradation for arm in arms if arm.control not in ("base", "undegraded")}):
         write_features(features_folder(degradation, options), TRAIN_SEEDS, options.training_sequences, options.pairs,
                        degradation=degradation)
     write_features(options.work / CALIBRATION, TRAIN_SEEDS, *CALIBRATION_PAIRS)
-    for (number, (setting, severity)), degraded in product(enumerate(SEVERITY.items()), {True, CEILING not in arms}):
+    for (number, (setting, severity)), degraded in product(enumerate(SEVERITY.items()), {True, UNDEGRADED not in arms}):
         start = 5000 * number + 2500  # the sequences before are tracked
         write_features(pairs_folder(options.split, setting, degraded, options.work),
                        SPLITS[options.split][start:start + 2500], *HELD_OUT_PAIRS, severity=severity,
@@ -322,6 +330,8 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=4800, help="cached training pairs (default: %(default)s)")
     parser.add_argument("--training-sequences", type=int, default=300, help="that they are of (default: %(default)s)")
     parser.add_argument("--sequences", type=int, default=20, help="tracked in each setting (default: %(default)s)")
+    parser.add_argument("--bfloat16", action="store_true", help="train and track in mixed precision: up to twice "
+                        "as fast on a processor that has it (avx512_bf16 or amx_bf16)")
     parser.add_argument("--split", choices=SPLITS, help="default: test for table2 and networks, validation for what "
                         "is tuned")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: %(default)s)")
@@ -329,24 +339,28 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
     options.split = options.split or ("test" if options.table in ("table2", "networks") else "validation")
-    if options.steps * options.batch > options.pairs or min(options.steps, options.seeds, options.sequences) < 1:
-        parser.error(f"--steps {options.steps} of --batch {options.batch} take {options.steps * options.batch} pairs, "
-                     f"of {options.pairs} (--pairs); expected at most as many, and at least one of everything")
+    for name in ("seeds", "steps", "batch", "pairs", "training_sequences", "sequences"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} {getattr(options, name)}: expected 1 or more")
 
-    arms = [None, *TABLES[options.table]]
+    arms = [BASE, *TABLES[options.table]]
     prepare(arms, options)
-    rows: dict[str, list[dict[str, Any]]] = {"base" if arm is None else arm.label: [] for arm in arms}
+    rows: dict[str, list[dict[str, Any]]] = {arm.label: [] for arm in arms}
     started = time.monotonic()
-    trainings: dict[tuple[int, str], list[Arm | None]] = {}
+    trainings: dict[tuple[int, str], list[Arm]] = {}
     for seed in range(options.seeds):
         for arm in arms:
             trainings.setdefault((seed, training_key(arm, seed, options)), []).append(arm)
     with ProcessPoolExecutor(options.workers) as pool:
         jobs = {pool.submit(measured_in_turn, shared, seed, options): shared
                 for (seed, _), shared in trainings.items()}
-        for job in tqdm(as_completed(jobs), total=len(jobs), desc=options.table, unit="training"):
-            for arm, result in zip(jobs[job], job.result(), strict=True):
-                rows["base" if arm is None else arm.label].append(result)
+        try:
+            for job in tqdm(as_completed(jobs), total=len(jobs), desc=options.table, unit="training"):
+                for arm, result in zip(jobs[job], job.result(), strict=True):
+                    rows[arm.label].append(result)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # an error is told at once, and not after all other runs
+            raise
     for results in rows.values():
         results.sort(key=lambda result: result["seed"])  # seeds are paired
     entries = summary(rows)

@@ -61,10 +61,10 @@ def test_no_sequence_is_in_two_sets() -> None:
     ids=["head", "convolution", "diffusion"])
 def test_a_run_from_end_to_end(arm: ablation.Arm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = argparse.Namespace(work=tmp_path, pairs=32, training_sequences=2, steps=2, batch=4, sequences=1,
-                                 split="validation")
+                                 split="validation", bfloat16=False)
     for kind in ("CALIBRATION_PAIRS", "HELD_OUT_PAIRS"):
         monkeypatch.setattr(ablation, kind, (2, 16))
-    ablation.prepare([None, arm], options)
+    ablation.prepare([ablation.BASE, arm], options)
     short = [ablation.generate_sequence(ablation.SPLITS["validation"][0], frames=6)]
     monkeypatch.setattr(ablation, "sequences", lambda *_: short)
     handle = ablation.built(arm, 0, ablation.CachedFeatures(tmp_path / ablation.CALIBRATION))
@@ -78,16 +78,16 @@ def test_a_run_from_end_to_end(arm: ablation.Arm, tmp_path: Path, monkeypatch: p
     assert ablation.measured(arm, 0, options) == found
 
 
-def test_the_ceiling_is_the_base_on_undegraded_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_undegraded_is_the_base_on_undegraded_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ablation, "CALIBRATION_PAIRS", (2, 16))
     monkeypatch.setattr(ablation, "HELD_OUT_PAIRS", (4, 32))
     monkeypatch.setattr(ablation, "generate_sequence", lambda seed, **k: generate_sequence(seed, frames=5, **k))
     options = argparse.Namespace(work=tmp_path, pairs=16, training_sequences=2, steps=2, batch=4, sequences=2,
-                                 split="validation")
-    ablation.prepare([None, ablation.CEILING], options)
-    base, ceiling = (ablation.measured(arm, 0, options) for arm in (None, ablation.CEILING))
-    assert base["parameters"] == ceiling["parameters"] == 0
+                                 split="validation", bfloat16=False)
+    ablation.prepare([ablation.BASE, ablation.UNDEGRADED], options)
+    base, undegraded = (ablation.measured(arm, 0, options) for arm in (ablation.BASE, ablation.UNDEGRADED))
+    assert base["parameters"] == undegraded["parameters"] == 0
     for setting in ablation.SEVERITY:
-        assert ceiling["loss"][setting] != base["loss"][setting]
-        assert {name.removesuffix("_undegraded") for name in ceiling["sequences"][setting]} == set(
+        assert undegraded["loss"][setting] != base["loss"][setting]
+        assert {name.removesuffix("_undegraded") for name in undegraded["sequences"][setting]} == set(
             base["sequences"][setting])

@@ -120,13 +120,14 @@ def run(network: nn.Module, sequence: Sequence, progress: Callable[[int, int], N
 
 
 def run_together(
-    network: nn.Module, sequences: list[Sequence], shifts: np.ndarray | None = None
+    network: nn.Module, sequences: list[Sequence], shifts: np.ndarray | None = None, **options: float
 ) -> dict[str, np.ndarray]:
     """Boxes (N, 4) by name, as `run` gives them up to rounding: the same frame of all sequences is one batch.
 
     shifts: (sequences, 2) of the first boxes given, pixels, as in OTB's spatial robustness evaluation.
+    options: of `Tracker`.
     """
-    trackers = [Tracker(network) for _ in sequences]
+    trackers = [Tracker(network, **options) for _ in sequences]
     lengths = {len(sequence) for sequence in sequences}
     if len(lengths) != 1:
         raise ValueError(f"sequences of {sorted(lengths)} frames; expected one length")
