@@ -61,14 +61,17 @@ class Bench:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
-    def interleave(self, functions: Functions) -> dict[str, list[float]]:
-        """Seconds of every function in every round, for as many rounds as the time allows, after one that warms up."""
+    def interleave(self, functions: Functions, least: int = 3) -> dict[str, list[float]]:
+        """Seconds of every function in every round, for as many rounds as the time allows, after one that warms up.
+
+        least: rounds whatever the time; but one where a round alone takes longer than the time.
+        """
         for function in functions.values():
             self.once(function)
         round_time = sum([self.once(function) for function in functions.values()])
         times: dict[str, list[float]] = {name: [] for name in functions}
         order = list(functions.items())
-        for _ in range(min(2000, max(1 if round_time > self.seconds else 3, int(self.seconds / round_time)))):
+        for _ in range(min(2000, max(1 if round_time > self.seconds else least, int(self.seconds / round_time)))):
             for name, function in order:
                 times[name].append(self.once(function))
             order.reverse()  # none is always after the same one
@@ -239,22 +242,25 @@ def frame(bench: Bench, name: str, preset: str, dtype: str) -> Row:
         for compiled in (whole, whole_attached):
             compiled.tracker.compile(mode="reduce-overhead")
         functions |= {"untouched, compiled": whole.run, "optimised, compiled": whole_attached.run}
-    times = bench.interleave(functions)
+    times = bench.interleave(functions, 1 if bench.quick else 20)  # ratios of few per cent want many
     row = {"frames": summary(times, "untouched")}
     return row | ({"to_no_fusion": summary(times, "no fusion")} if host.point else {})
 
 
 def attaching(bench: Bench, name: str) -> Row:
-    """What the swapped classes cost: two hosts that fuse by the mean, one of them through an attachment."""
+    """What the swapped classes cost: hosts that fuse by the mean, one of them through an attachment.
+
+    Two are untouched: how far they are apart is what this measurement cannot tell.
+    """
     functions: Functions = {}
-    for way in ("untouched", "attached"):
+    for way in ("untouched", "attached", "untouched as well"):
         host = build_host(bench, name, torch.float32)
         setattr(host.tracker, str(host.point), Mean())
         if way == "attached":
             tiny = {"network_config": TINY["uvit"], "residual": None, "method": "raw"}
             host.attach(MeanFusion(host.channels, size=host.size, **tiny).eval())
         functions[way] = host.run
-    return summary(bench.interleave(functions), "untouched")
+    return summary(bench.interleave(functions, 1 if bench.quick else 20), "untouched")
 
 
 class Kept(nn.Module):
