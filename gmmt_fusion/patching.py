@@ -156,20 +156,20 @@ class Root(Patched):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         plugin = self._gmmt_plugin
-        if not plugin.enabled:
-            return super().forward(*args, **kwargs)
-        if plugin.training and not torch.compiler.is_compiling():
-            plugin.freeze(self)  # trainers call .train() and requires_grad_ on parts of the host
         plugin.memory.clear()
+        if not (plugin.enabled and plugin.training):
+            return super().forward(*args, **kwargs)
+        if not torch.compiler.is_compiling():
+            plugin.freeze(self)  # trainers call .train() and requires_grad_ on parts of the host
         plugin.generative_loss, plugin.in_forward = None, True
         try:
-            if plugin.training and plugin.degradation is not None:
+            if plugin.degradation is not None:
                 args, kwargs = self._gmmt_degraded(plugin.degradation, args, kwargs)
             out = super().forward(*args, **kwargs)
         finally:
             plugin.in_forward = False
             plugin.clean = []
-        if plugin.training and plugin.recorded is None:
+        if plugin.recorded is None:
             if plugin.generative_loss is None:
                 raise ValueError("no fused map was generated in this forward: the fusion was not called, or only with "
                                  "maps of another size than the adapter's")
