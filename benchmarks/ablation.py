@@ -6,16 +6,17 @@
     python benchmarks/ablation.py weight|steps|blocks|weighting|prediction|noise|precision|degradation|\
         interpolation
 
-Every row is a fine-tuning of equal budget on the same cached features, then the tracking loss of held-out pairs, and
-tracking through held-out sequences, in two settings: "same", degraded as in training, and "shifted", heavier. A seed
-of what is fine-tuned is of its training, one of the base is of its first boxes, which are a pixel off. A run that is
-finished is not run again: an interrupted command goes on, and tables share their runs. Writes
---out/ablation_TABLE.{md,json,png}.
+Every row is a fine-tuning of equal budget on the same cached features, then the tracking loss and success of held-out
+pairs of template and search picture, and tracking through held-out sequences, in two settings: "same", degraded as in
+training, and "shifted", heavier. A seed of what is fine-tuned is of its training, one of the base is of its first
+boxes, which are a pixel off. A run that is finished is not run again: an interrupted command goes on, and tables share
+their runs. Writes --out/ablation_TABLE.{md,json,png}.
 """
 
 import argparse
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import sys
@@ -23,16 +24,16 @@ import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from functools import cache
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from ablation_tables import SETTINGS, against, comparison, markdown, plot, summary
+from ablation_tables import SETTINGS, UNDEGRADED, against, comparison, markdown, plot, summary
+from einops import rearrange
 from measuring import machine, now
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
 from gmmt_fusion import Attachment, GenerativeFusion, attach
@@ -54,7 +55,7 @@ CHANNELS = 64
 SPLITS = {"test": TEST_SEEDS, "validation": VALIDATION_SEEDS}
 SEVERITY = dict(zip(SETTINGS, (1.0, 1.5), strict=True))
 CALIBRATION = "features-of-calibration"
-CALIBRATION_PAIRS, HELD_OUT_PAIRS = (20, 128), (100, 512)  # of how many sequences, how many
+CALIBRATION_PAIRS, HELD_OUT_PAIRS = (20, 128), (200, 1024)  # of how many sequences, how many
 TRAINING = ("steps", "batch", "pairs", "training_sequences", "bfloat16")
 
 
@@ -62,20 +63,23 @@ TRAINING = ("steps", "batch", "pairs", "training_sequences", "bfloat16")
 class Arm:
     """A row of a table.
 
-    fusion: arguments of GenerativeFusion. weight: λ. control: "base" is the tracker as it comes, "undegraded" the same
-    on the same scenes with two good modalities, "head" trains the new head alone, on the host's fusion, and
-    "convolution" trains a network of plain convolutions. window: weight of the tracker's cosine window; a head of other
-    scores asks for another one. degradation: share of degraded training samples, whose target is the fused map of the
-    clean ones. interpolation: how far the weights go from their start to where training ends (Wortsman et al., CVPR
-    2022). sampling: attributes set on the trained fusion, and the dtype that it is optimised to.
+    fusion: arguments of GenerativeFusion. weight: λ. control: "base" is the tracker as it comes, "head" trains the new
+    head alone, on the host's fusion, and "convolution" trains a network of plain convolutions. degraded: False tests on
+    the same scenes with two good modalities. window: weight of the tracker's cosine window. degradation: share of the
+    training samples that are degraded further than their scene is. twins: the generative loss has the fused map of the
+    scene with two good modalities as its target; otherwise that of the sample before it is degraded further.
+    interpolation: how far the weights go from their start to where training ends (Wortsman et al., CVPR 2022).
+    sampling: attributes set on the trained fusion, and the dtype that it is optimised to.
     """
 
     label: str
     fusion: dict[str, Any] = field(default_factory=dict)
-    weight: float = 1.0
+    weight: float = 5.0
     control: str | None = None
-    window: float = 0.4
-    degradation: float = 0.6
+    degraded: bool = True
+    window: float = 0.25
+    degradation: float = 0.3
+    twins: bool = True
     interpolation: float = 1.0
     sampling: dict[str, Any] = field(default_factory=dict)
 
@@ -84,20 +88,20 @@ RAW, CGAN, DM = ({"method": method} for method in ("raw", "cgan", "diffusion"))
 UVIT, UNET = ({"network": network} for network in ("uvit", "unet"))
 BEST = DM | UNET
 BASE = Arm("base", control="base")
-UNDEGRADED = Arm("base, pictures not degraded", control="undegraded")
 HEAD = Arm("head retrained alone", RAW, 0.0, "head")
-TABLE2 = [
-    HEAD,
-    Arm("plain convolutional fusion", RAW, 0.0, "convolution"),
-    Arm("UNet, no generative loss", RAW | UNET, 0.0),
-    *(Arm(f"{name}, UNet", method | UNET) for name, method in (("RAW", RAW), ("CGAN", CGAN), ("DM", DM))),
-]
+METHODS = {"RAW": RAW, "CGAN": CGAN, "DM": DM}
 TABLES: dict[str, list[Arm]] = {
-    "table2": [*TABLE2, UNDEGRADED],
+    "table2": [
+        HEAD,
+        Arm("plain convolutional fusion", RAW, 0.0, "convolution"),
+        Arm("UNet, no generative loss", RAW | UNET, 0.0),
+        *(Arm(f"{name}, UNet", method | UNET) for name, method in METHODS.items()),
+        *(replace(arm, label=arm.label + UNDEGRADED, degraded=False)
+          for arm in (BASE, Arm("DM, UNet", BEST))),
+    ],
+    "networks": [*(Arm(f"{name}, UViT", method | UVIT) for name, method in METHODS.items()), Arm("DM, UNet", BEST)],
     "window": [replace(arm, label=f"{arm.label}, window {window:g}", window=window)
-               for arm in [BASE, *TABLE2] for window in (0.1, 0.2, 0.3, 0.4)],
-    "networks": [*(Arm(f"{name}, UViT", method | UVIT) for name, method in (("RAW", RAW), ("CGAN", CGAN), ("DM", DM))),
-                 Arm("DM, UNet", BEST)],
+               for arm in (BASE, HEAD, Arm("DM, UNet", BEST)) for window in (0.1, 0.25, 0.4)],
     "weight": [Arm(f"λ = {weight}", BEST, float(weight)) for weight in (0, 1, 2, 3, 5, 10, 100)],
     "steps": [Arm(f"s = {steps}", BEST, sampling={"steps": steps}) for steps in (1, 2, 5, 10, 20, 40)],
     "blocks": [Arm("UNet, n = 3", BEST),
@@ -113,8 +117,33 @@ TABLES: dict[str, list[Arm]] = {
     "interpolation": [Arm(f"{share:g}", BEST, interpolation=share) for share in (0.25, 0.5, 0.75, 1.0)],
     "precision": [Arm("float32", BEST), *(Arm(f"optimize(dtype=torch.{dtype})", BEST, sampling={"optimize": dtype})
                                           for dtype in ("float32", "bfloat16"))],
-    "degradation": [Arm(f"share {share:g}", BEST, degradation=share) for share in (0.0, 0.3, 0.6, 0.9)],
+    "degradation": [*(Arm(f"twins, share {share:g}", BEST, degradation=share) for share in (0.0, 0.3, 0.6)),
+                    *(Arm(f"own pictures, share {share:g}", BEST, degradation=share, twins=False)
+                      for share in (0.0, 0.3, 0.6))],
 }
+
+
+class Twins(Dataset):
+    """Pairs with two good modalities, and under "degraded" what their scenes look like."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self.clean, self.degraded = (PairDataset(*arguments, **options, degraded=kind) for kind in (False, True))
+
+    def __len__(self) -> int:
+        return len(self.clean)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {**self.clean[index], "degraded": self.degraded[index]}
+
+
+class Scenes(Degradation):
+    """Of `Twins`: what the scenes look like, some of it degraded further."""
+
+    def __call__(self, inputs: Any, modalities: int, generator: torch.Generator) -> Any:
+        (batch,), options = inputs
+        template, search = (batch["degraded"][name] for name in ("template", "search"))
+        search = super().__call__(search, modalities, generator)
+        return ({**batch, "template": template, "search": search},), options
 
 
 class Silent(nn.Module):
@@ -168,14 +197,17 @@ def built(arm: Arm, seed: int, features: CachedFeatures) -> Attachment:
 
 
 def tracking_loss(network: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    cls, loc = network(batch)
+    return losses_of(*network(batch), batch)
+
+
+def losses_of(cls: Tensor, loc: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     labels = batch["label_cls"]
     return {"cls_loss": classification_loss(cls, labels), "loc_loss": iou_loss(loc, batch["label_loc"], labels == 1)}
 
 
 def trained(arm: Arm, seed: int, options: argparse.Namespace) -> Attachment:
     """Fine-tuned, or read from the working folder."""
-    features = CachedFeatures(features_folder(arm.degradation, options))
+    features = CachedFeatures(features_folder(arm, options))
     handle = built(arm, seed, CachedFeatures(options.work / CALIBRATION))
     folder = options.work / training_key(arm, seed, options)
 
@@ -210,13 +242,14 @@ def trained(arm: Arm, seed: int, options: argparse.Namespace) -> Attachment:
     return handle
 
 
-def features_folder(degradation: float, options: argparse.Namespace) -> Path:
-    return options.work / f"features-{degradation:g}-{options.pairs}-of-{options.training_sequences}"
+def features_folder(arm: Arm, options: argparse.Namespace) -> Path:
+    target = "twins" if arm.twins else "own"
+    return options.work / f"features-{target}-{arm.degradation:g}-{options.pairs}-of-{options.training_sequences}"
 
 
 def training_key(arm: Arm, seed: int, options: argparse.Namespace) -> str:
     """Names what was trained; arms that differ in how they sample or track share it."""
-    what = [arm.fusion, arm.weight, arm.control, arm.degradation]
+    what = [arm.fusion, arm.weight, arm.control, arm.degradation, arm.twins]
     return key({"arm": what, **{name: getattr(options, name) for name in TRAINING}}, seed)
 
 
@@ -244,15 +277,39 @@ def tracked(network: nn.Module, split: str, setting: str, count: int, degraded: 
 
 
 @torch.no_grad()
-def held_out_loss(handle: Attachment, split: str, setting: str, degraded: bool, work: Path) -> float:
-    """The mean tracking loss of pairs of the split, and of sequences that are not tracked."""
+def held_out(handle: Attachment, split: str, setting: str, degraded: bool, work: Path) -> dict[str, Any]:
+    """The mean tracking loss of pairs of the split, of sequences that are not tracked, and the success of each.
+
+    The box of a pair is that of the highest score. Pairs without a target count in the loss alone.
+    """
     features = CachedFeatures(pairs_folder(split, setting, degraded, work))
     network, training = features.network(handle), handle.network.training
     handle.network.eval()
-    losses = [sum(float(term) for term in tracking_loss(network, batch).values()) for batch in
-              DataLoader(features, 32)]
+    losses, successes = [], []
+    for batch in DataLoader(features, 32):
+        cls, loc = network(batch)
+        losses.append(sum(float(term) for term in losses_of(cls, loc, batch).values()))
+        best = rearrange(cls[:, 1] - cls[:, 0], "b h w -> b (h w)").argmax(1)
+        found, truth = (rearrange(x.float(), "b c h w -> b (h w) c")[torch.arange(len(best)), best]
+                        for x in (loc, batch["label_loc"]))
+        overlap = overlaps(found, truth)[(batch["label_cls"] == 1).any((1, 2))]
+        successes += success(overlap).tolist()
     handle.network.train(training)
-    return float(np.mean(losses))
+    return {"loss": float(np.mean(losses)), "success": successes}
+
+
+def success(overlap: Tensor) -> Tensor:
+    """The share of the thresholds 0, 0.05, … 1 that each overlap exceeds, percent."""
+    return 100 * (overlap[:, None] > torch.arange(21) / 20).float().mean(1)
+
+
+def overlaps(one: Tensor, other: Tensor) -> Tensor:
+    """IoU of boxes (N, 4), each the distances left, top, right, bottom from the same point."""
+    def area(box: Tensor) -> Tensor:
+        return (box[:, 0] + box[:, 2]).clamp(min=0) * (box[:, 1] + box[:, 3]).clamp(min=0)
+
+    common = area(torch.minimum(one, other))
+    return common / (area(one) + area(other) - common)
 
 
 def measured(arm: Arm, seed: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -264,8 +321,7 @@ def measured(arm: Arm, seed: int, options: argparse.Namespace) -> dict[str, Any]
     if path.is_file():
         return json.loads(path.read_text())
     started = time.monotonic()
-    degraded = arm.control != "undegraded"
-    if arm.control in ("base", "undegraded"):  # what is attached holds the host's fusion and head
+    if arm.control == "base":  # what is attached holds the host's fusion and head
         handle, network = built(arm, seed, CachedFeatures(options.work / CALIBRATION)), load_tracker()
         parameters, jitter = 0, seed  # one run of one tracker is a matter of luck, too
     else:
@@ -274,11 +330,11 @@ def measured(arm: Arm, seed: int, options: argparse.Namespace) -> dict[str, Any]
         parameters = sum(p.numel() for p in (handle.head if arm.control == "head" else handle).parameters())
     result = {"settings": settings, "seed": seed, "seconds_training": time.monotonic() - started,
               "parameters": parameters,
-              "loss": {setting: held_out_loss(handle, options.split, setting, degraded, options.work)
-                       for setting in SEVERITY}}
+              "pairs": {setting: held_out(handle, options.split, setting, arm.degraded, options.work)
+                        for setting in SEVERITY}}
     with torch.autocast("cpu", torch.bfloat16, enabled=options.bfloat16):
-        result["sequences"] = {setting: tracked(network, options.split, setting, options.sequences, degraded,
-                                                arm.window, jitter) for setting in SEVERITY}
+        result["sequences"] = {setting: tracked(network, options.split, setting, options.sequences,
+                                                arm.degraded, arm.window, jitter) for setting in SEVERITY}
     result |= {"seconds": time.monotonic() - started, "threads": torch.get_num_threads(), **now()}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda temporary: temporary.write_text(json.dumps(result)))
@@ -292,11 +348,13 @@ def measured_in_turn(arms: list[Arm], seed: int, options: argparse.Namespace) ->
 
 def prepare(arms: list[Arm], options: argparse.Namespace) -> None:
     """The features that all runs train on, are calibrated on and are judged on: through the frozen tracker, once."""
-    for degradation in sorted({arm.degradation for arm in arms if arm.control not in ("base", "undegraded")}):
-        write_features(features_folder(degradation, options), TRAIN_SEEDS, options.training_sequences, options.pairs,
-                       degradation=degradation)
+    for arm in arms:
+        if arm.control != "base":
+            write_features(features_folder(arm, options), TRAIN_SEEDS, options.training_sequences, options.pairs,
+                           Scenes(arm.degradation) if arm.twins else Degradation(arm.degradation))
     write_features(options.work / CALIBRATION, TRAIN_SEEDS, *CALIBRATION_PAIRS)
-    for (number, (setting, severity)), degraded in product(enumerate(SEVERITY.items()), {True, UNDEGRADED not in arms}):
+    pictures = {arm.degraded for arm in arms}
+    for (number, (setting, severity)), degraded in itertools.product(enumerate(SEVERITY.items()), pictures):
         start = 5000 * number + 2500  # the sequences before are tracked
         write_features(pairs_folder(options.split, setting, degraded, options.work),
                        SPLITS[options.split][start:start + 2500], *HELD_OUT_PAIRS, severity=severity,
@@ -307,15 +365,16 @@ def pairs_folder(split: str, setting: str, degraded: bool, work: Path) -> Path:
     return work / f"pairs-{split}-{setting}{'' if degraded else '-undegraded'}"
 
 
-def write_features(folder: Path, seeds: range, sequences: int, pairs: int, *, severity: float = 1.0,
-                   degradation: float = 0.0, degraded: bool = True) -> None:
+def write_features(folder: Path, seeds: range, sequences: int, pairs: int, degradation: Degradation | None = None,
+                   **scenes: Any) -> None:
     with contextlib.suppress(OSError, ValueError):
         CachedFeatures(folder)
         return  # complete: rendering the pairs again takes a minute
-    dataset = PairDataset(seeds, sequences, length=pairs, seed=17, severity=severity, degraded=degraded)
+    kind = Twins if isinstance(degradation, Scenes) else PairDataset
+    dataset = kind(seeds, sequences, length=pairs, seed=17, **scenes)
     fusion = GenerativeFusion(CHANNELS, size=SEARCH_MAP, residual="conv3x3")
     handle = attach(load_tracker(), fusion, ModuleAdapter("fusion", "head", size=SEARCH_MAP))
-    handle.degradation = Degradation(degradation) if degradation else None
+    handle.degradation = degradation
     cache_features(handle, DataLoader(dataset, 16), folder,
                    targets=lambda batch: {name: batch[name] for name in ("label_cls", "label_loc")},
                    forward=lambda network, batch: network(batch), dtype="float16")
@@ -371,10 +430,14 @@ def main() -> None:
     name, compared = f"ablation_{options.table}", ""
     if "DM, UNet" in rows:
         report["DM, UNet minus"] = against("DM, UNet", rows)
-        compared = "\n\n" + comparison("DM, UNet", report["DM, UNet minus"])
-    text = (f"{markdown(entries)}{compared}\n\n{options.seeds} seeds, {options.steps} steps of batch {options.batch}, "
-            f"{options.sequences} {options.split} sequences of 60 frames in each setting; ± is the standard deviation "
-            "over seeds, [ ] the 95 % bootstrap interval of the paired difference over seeds and sequences.\n")
+        compared = "\n" + comparison("DM, UNet", report["DM, UNet minus"])
+    for result in itertools.chain(*rows.values()):
+        for held in result["pairs"].values():
+            del held["success"]  # thousands of lines; the runs' own files keep them
+    text = (f"{markdown(entries)}{compared}\n\n{options.seeds} seeds, {options.steps} steps of batch {options.batch}; "
+            f"in each setting {HELD_OUT_PAIRS[1]} pairs and {options.sequences} tracked sequences of 60 frames, of the "
+            f"{options.split} seeds; ± is the standard deviation over seeds, [ ] the 95 % bootstrap interval of the "
+            "paired difference over seeds and pairs or sequences.\n")
     options.out.mkdir(parents=True, exist_ok=True)
     write_atomically(options.out / f"{name}.json", lambda path: path.write_text(json.dumps(report, indent=1) + "\n"))
     write_atomically(options.out / f"{name}.md", lambda path: path.write_text(text))

@@ -7,9 +7,12 @@ import numpy as np
 
 from gmmt_fusion.files import write_atomically
 
-SETTINGS = ("same", "shifted")
+SETTINGS = {"same": "Degraded as in training", "shifted": "Degraded more heavily than in training"}
+UNDEGRADED = ", pictures not degraded"
+"""Ends the label of a row that is tested on the same scenes with two good modalities."""
 Runs = dict[str, list[dict[str, Any]]]
-"""By row, its runs by seed: {"seed", "parameters", "loss": {setting: …}, "sequences": {setting: {name: scores}}}."""
+"""By row, its runs by seed: {"seed", "parameters", "pairs": {setting: {"loss", "success": [a pair's, …]}}, "sequences":
+{setting: {name: scores}}}."""
 
 
 def interval(differences: np.ndarray, draws: int = 10_000) -> dict[str, float]:
@@ -21,18 +24,31 @@ def interval(differences: np.ndarray, draws: int = 10_000) -> dict[str, float]:
     return {"mean": float(differences.mean()), "low": float(low), "high": float(high)}
 
 
-def success(results: list[dict[str, Any]], setting: str, metric: str = "SR") -> np.ndarray:
+def tracked(results: list[dict[str, Any]], setting: str, metric: str = "SR") -> np.ndarray:
     """(seeds, sequences), percent."""
     return np.array([[s[metric] for s in result["sequences"][setting].values()] for result in results])
 
 
+def pairs(results: list[dict[str, Any]], setting: str) -> np.ndarray:
+    """(seeds, pairs), the success of held-out pairs, percent."""
+    return np.array([result["pairs"][setting]["success"] for result in results])
+
+
 def losses(results: list[dict[str, Any]], setting: str) -> np.ndarray:
     """(seeds,), the tracking loss of held-out pairs."""
-    return np.array([result["loss"][setting] for result in results])
+    return np.array([result["pairs"][setting]["loss"] for result in results])
 
 
 def spread(values: np.ndarray) -> float | None:
     return float(values.std(ddof=1)) if len(values) > 1 else None
+
+
+def differences(one: list[dict[str, Any]], other: list[dict[str, Any]], setting: str) -> dict[str, Any]:
+    """What one row has over another, seed by seed, pair by pair and sequence by sequence."""
+    loss = losses(one, setting) - losses(other, setting)
+    return {"loss": float(loss.mean()), "loss_deviation_over_seeds": spread(loss),
+            "pairs_SR": interval(pairs(one, setting) - pairs(other, setting), 2000),
+            "SR": interval(tracked(one, setting) - tracked(other, setting))}
 
 
 def summary(rows: Runs) -> list[dict[str, Any]]:
@@ -40,13 +56,13 @@ def summary(rows: Runs) -> list[dict[str, Any]]:
     entries = []
     for label, results in rows.items():
         for setting in SETTINGS:
-            table = success(results, setting)
+            loss, table = losses(results, setting), tracked(results, setting)
             entries.append({"row": label, "setting": setting, "parameters": results[0]["parameters"],
-                            "loss": float(losses(results, setting).mean()),
-                            "loss_deviation_over_seeds": spread(losses(results, setting)),
-                            **{m: float(success(results, setting, m).mean()) for m in ("PR", "NPR", "SR")},
+                            "loss": float(loss.mean()), "loss_deviation_over_seeds": spread(loss),
+                            "pairs_SR": float(pairs(results, setting).mean()),
+                            **{m: float(tracked(results, setting, m).mean()) for m in ("PR", "NPR", "SR")},
                             "SR_deviation_over_seeds": spread(table.mean(1)),
-                            "SR_over_base": interval(table - success(rows["base"], setting))})
+                            "over_base": differences(results, rows["base"], setting)})
     return entries
 
 
@@ -54,67 +70,73 @@ def with_spread(mean: float, deviation: float | None, form: str) -> str:
     return f"{mean:{form}}" + ("" if deviation is None else f" ± {deviation:{form.strip('+')}}")
 
 
+def with_interval(gain: dict[str, float]) -> str:
+    return f"{gain['mean']:+.1f} [{gain['low']:+.1f}, {gain['high']:+.1f}]"
+
+
 def markdown(entries: list[dict[str, Any]]) -> str:
-    lines = ["| | trained | " + " | ".join(f"{setting}: loss of pairs | PR | NPR | SR | SR over base"
-                                           for setting in SETTINGS) + " |",
-             "|---|---|" + "---|---|---|---|---|" * len(SETTINGS)]
-    for row in dict.fromkeys(entry["row"] for entry in entries):
-        own = [entry for entry in entries if entry["row"] == row]
-        cells = []
-        for e in own:
-            gain = e["SR_over_base"]
-            cells += [with_spread(e["loss"], e["loss_deviation_over_seeds"], ".3f"), f"{e['PR']:.1f}",
-                      f"{e['NPR']:.1f}", with_spread(e["SR"], e["SR_deviation_over_seeds"], ".1f"),
-                      "" if row == "base" else f"{gain['mean']:+.1f} [{gain['low']:+.1f}, {gain['high']:+.1f}]"]
-        lines.append(f"| {row} | {own[0]['parameters'] or 'none'} | " + " | ".join(cells) + " |")
+    """A table for each setting."""
+    lines = []
+    for setting, title in SETTINGS.items():
+        lines += [f"| {title} | trained | loss of pairs | SR of pairs | over base | PR | NPR | SR | over base |",
+                  "|---|---|---|---|---|---|---|---|---|"]
+        for e in entries:
+            if e["setting"] == setting:
+                over = [("" if e["row"] == "base" else with_interval(e["over_base"][of])) for of in ("pairs_SR", "SR")]
+                cells = [e["row"], str(e["parameters"] or "none"),
+                         with_spread(e["loss"], e["loss_deviation_over_seeds"], ".3f"), f"{e['pairs_SR']:.1f}", over[0],
+                         f"{e['PR']:.1f}", f"{e['NPR']:.1f}",
+                         with_spread(e["SR"], e["SR_deviation_over_seeds"], ".1f"), over[1]]
+                lines.append(f"| {' | '.join(cells)} |")
+        lines.append("")
     return "\n".join(lines)
 
 
 def against(winner: str, rows: Runs) -> list[dict[str, Any]]:
-    """The paired differences of one row to every other: a control is to be beaten, and not the base alone."""
-    entries = []
-    for label, results in rows.items():
-        for setting in SETTINGS if label != winner else ():
-            loss = losses(rows[winner], setting) - losses(results, setting)
-            entries.append({"row": label, "setting": setting, "loss": float(loss.mean()),
-                            "loss_deviation_over_seeds": spread(loss),
-                            "SR": interval(success(rows[winner], setting) - success(results, setting))})
-    return entries
+    """The paired differences of one row to every other on the same pictures: a control is to be beaten, too."""
+    labels = (winner, winner + UNDEGRADED)
+    return [{"row": label, "setting": setting,
+             **differences(rows[labels[label.endswith(UNDEGRADED)]], results, setting)}
+            for label, results in rows.items() if label not in labels for setting in SETTINGS]
 
 
 def comparison(winner: str, entries: list[dict[str, Any]]) -> str:
-    lines = [f"| {winner} minus … | " + " | ".join(f"{setting}: loss of pairs | SR" for setting in SETTINGS) + " |",
-             "|---|" + "---|---|" * len(SETTINGS)]
+    heads = "".join(f" | {setting}: loss of pairs | SR of pairs | SR" for setting in SETTINGS)
+    lines = [f"| {winner} minus …{heads} |", "|---|" + "---|---|---|" * len(SETTINGS)]
     for row in dict.fromkeys(entry["row"] for entry in entries):
-        cells = [f"{with_spread(e['loss'], e['loss_deviation_over_seeds'], '+.3f')} | "
-                 f"{e['SR']['mean']:+.1f} [{e['SR']['low']:+.1f}, {e['SR']['high']:+.1f}]"
+        cells = [" | ".join([with_spread(e["loss"], e["loss_deviation_over_seeds"], "+.3f"),
+                             with_interval(e["pairs_SR"]), with_interval(e["SR"])])
                  for e in entries if e["row"] == row]
-        lines.append(f"| {row} | " + " | ".join(cells) + " |")
+        lines.append(f"| {row} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def plot(entries: list[dict[str, Any]], path: Path, title: str) -> None:
-    """The loss of held-out pairs, with the base's as a line, and SR over base."""
+    """What each row has over the base: loss of held-out pairs, their SR, and SR in tracking."""
     from matplotlib.figure import Figure
 
     rows = [row for row in dict.fromkeys(entry["row"] for entry in entries) if row != "base"]
-    figure = Figure(figsize=(11, 1.2 + 0.42 * len(rows)), layout="constrained")
-    loss, success_rate = figure.subplots(1, 2, sharey=True)
-    for setting, colour, shift in zip(SETTINGS, ("#0072B2", "#D55E00"), (-0.13, 0.13), strict=True):
-        own = {entry["row"]: entry for entry in entries if entry["setting"] == setting}
-        heights, style = np.arange(len(rows)) + shift, {"fmt": "o", "color": colour, "capsize": 3, "label": setting}
-        deviations = [own[row]["loss_deviation_over_seeds"] or 0 for row in rows]
-        loss.errorbar([own[row]["loss"] for row in rows], heights, xerr=deviations, **style)
-        loss.axvline(own["base"]["loss"], color=colour, linewidth=0.8)
-        gains = [own[row]["SR_over_base"] for row in rows]
-        errors = [[abs(gain["mean"] - gain[end]) for gain in gains] for end in ("low", "high")]
-        success_rate.errorbar([gain["mean"] for gain in gains], heights, xerr=errors, **style)
-    success_rate.axvline(0, color="black", linewidth=0.8)
-    loss.set(yticks=range(len(rows)), yticklabels=rows, xlabel="tracking loss of held-out pairs; lines: the base")
-    success_rate.set(xlabel="SR over base, points")
-    loss.invert_yaxis()
-    for axis in (loss, success_rate):
+    figure = Figure(figsize=(14, 1.4 + 0.42 * len(rows)), layout="constrained")
+    axes = figure.subplots(1, 3, sharey=True)
+    labels = {"loss": "loss of pairs over base", "pairs_SR": "SR of pairs over base, points",
+              "SR": "SR in tracking over base, points"}
+    for (setting, name), colour, shift in zip(SETTINGS.items(), ("#0072B2", "#D55E00"), (-0.13, 0.13), strict=True):
+        own = {entry["row"]: entry["over_base"] for entry in entries if entry["setting"] == setting}
+        heights = np.arange(len(rows)) + shift
+        for axis, of in zip(axes, labels, strict=True):
+            gains = [own[row][of] for row in rows]
+            if of == "loss":
+                errors: Any = [own[row]["loss_deviation_over_seeds"] or 0 for row in rows]
+            else:
+                errors = [[abs(gain["mean"] - gain[end]) for gain in gains] for end in ("low", "high")]
+                gains = [gain["mean"] for gain in gains]
+            axis.errorbar(gains, heights, xerr=errors, fmt="o", color=colour, capsize=3, label=name)
+    for axis, label in zip(axes, labels.values(), strict=True):
+        axis.axvline(0, color="black", linewidth=0.8)
+        axis.set(xlabel=label)
         axis.grid(axis="x", alpha=0.3)
-    success_rate.legend(frameon=False)
+    axes[0].set(yticks=range(len(rows)), yticklabels=rows)
+    axes[0].invert_yaxis()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     figure.suptitle(title)
-    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=130, format="png"))
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=110, format="png"))

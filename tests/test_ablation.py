@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
@@ -17,8 +18,9 @@ from embedded.sequences import TRAIN_SEEDS, generate_sequence
 
 def result(seed: int, values: list[float], parameters: int = 10) -> dict[str, Any]:
     sequences = {f"s{i}": {"PR": v, "NPR": v, "SR": v} for i, v in enumerate(values)}
+    pairs = {"loss": 0.5 - 0.1 * seed, "success": [2 * v for v in values]}
     return {"seed": seed, "parameters": parameters, "sequences": dict.fromkeys(ablation_tables.SETTINGS, sequences),
-            "loss": dict.fromkeys(ablation_tables.SETTINGS, 0.5 - 0.1 * seed)}
+            "pairs": dict.fromkeys(ablation_tables.SETTINGS, pairs)}
 
 
 @pytest.mark.parametrize(("differences", "low", "high"), [
@@ -34,19 +36,41 @@ def test_bootstrap_interval(differences: list[list[float]], low: float, high: fl
     assert found == ablation_tables.interval(np.array(differences))
 
 
-def test_differences_are_paired_by_sequence() -> None:
+def test_differences_are_paired() -> None:
     base = np.array([10.0, 50.0, 90.0])
     rows = {"base": [result(0, base.tolist())], "better": [result(s, (base + 3 + s).tolist()) for s in range(3)]}
     entries = {(e["row"], e["setting"]): e for e in ablation_tables.summary(rows)}
     better = entries["better", "shifted"]
-    assert better["SR_over_base"] == pytest.approx({"mean": 4.0, "low": 3.0, "high": 5.0}, abs=0.01)
+    assert better["over_base"]["SR"] == pytest.approx({"mean": 4.0, "low": 3.0, "high": 5.0}, abs=0.01)
+    assert better["over_base"]["pairs_SR"] == pytest.approx({"mean": 8.0, "low": 6.0, "high": 10.0}, abs=0.01)
     assert better["SR_deviation_over_seeds"] == pytest.approx(1.0) and better["SR"] == pytest.approx(54.0)
     assert better["loss"] == pytest.approx(0.4) and better["loss_deviation_over_seeds"] == pytest.approx(0.1)
     against = ablation_tables.against("better", rows)
     assert [(e["row"], e["SR"]["mean"], e["loss"]) for e in against] == [("base", *map(pytest.approx, (4.0, -0.1)))] * 2
-    assert "| base | -0.100 ± 0.100 | +4.0 [+3.0, +5.0] |" in ablation_tables.comparison("better", against)
+    gains = "+8.0 [+6.0, +10.0] | +4.0 [+3.0, +5.0] |"
+    assert f"| base | -0.100 ± 0.100 | {gains}" in ablation_tables.comparison("better", against)
     text = ablation_tables.markdown(list(entries.values()))
-    assert "| better | 10 | 0.400 ± 0.100 | 54.0 | 54.0 | 54.0 ± 1.0 | +4.0 [+3.0, +5.0] |" in text
+    assert text.count("| better | 10 | 0.400 ± 0.100 | 108.0 | +8.0 [+6.0, +10.0] | 54.0 | 54.0 | 54.0 ± 1.0 | +4.0 ["
+                      "+3.0, +5.0] |") == 2
+
+
+def test_what_is_compared_saw_the_same_pictures() -> None:
+    rows = {name + suffix: [result(0, [value + 100 * bool(suffix)])] for suffix in ("", ablation_tables.UNDEGRADED)
+            for name, value in (("base", 10.0), ("DM", 17.0))}
+    entries = ablation_tables.against("DM", rows)
+    assert [(e["row"], e["SR"]["mean"]) for e in entries] == [
+        ("base", 7.0)] * 2 + [("base" + ablation_tables.UNDEGRADED, 7.0)] * 2
+
+
+def test_success_of_pairs_is_that_of_their_boxes() -> None:
+    """Against the success rate of the same boxes, (x, y, w, h), by gmmt_fusion.metrics."""
+    random = np.random.default_rng(0)
+    point = random.uniform(50, 60, (200, 2))
+    found, truth = (random.uniform(2, 30, (200, 4)) for _ in range(2))
+    overlap = ablation.overlaps(*(torch.from_numpy(x) for x in (found, truth)))
+    boxes = [np.concatenate([point - x[:, :2], x[:, :2] + x[:, 2:]], 1) for x in (found, truth)]
+    expected = ablation.evaluate({"s": boxes[0]}, {"s": boxes[1]}, "rgbt234").MSR
+    assert ablation.success(overlap).mean().item() == pytest.approx(expected)
 
 
 def test_no_sequence_is_in_two_sets() -> None:
@@ -78,16 +102,30 @@ def test_a_run_from_end_to_end(arm: ablation.Arm, tmp_path: Path, monkeypatch: p
     assert ablation.measured(arm, 0, options) == found
 
 
-def test_undegraded_is_the_base_on_undegraded_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_twins_are_one_scene(tmp_path: Path) -> None:
+    """Of `Twins` the target is the host's map of the clean scene, and the features are those of the degraded one."""
+    kinds = {"degraded": (None, True), "clean": (None, False), "twins": (ablation.Scenes(0.0), None)}
+    for name, (degradation, degraded) in kinds.items():
+        options = {} if degraded is None else {"degraded": degraded}
+        ablation.write_features(tmp_path / name, TRAIN_SEEDS, 2, 8, degradation, **options)
+    bad, good, twins = (ablation.CachedFeatures(tmp_path / name)[5] for name in kinds)
+    assert not bad["fused"].equal(good["fused"])
+    assert twins["fused"].equal(good["fused"])
+    for name in ("feature_0", "feature_1", "head_0", "label_loc"):
+        assert twins[name].equal(bad[name]), name
+
+
+def test_undegraded_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ablation, "CALIBRATION_PAIRS", (2, 16))
     monkeypatch.setattr(ablation, "HELD_OUT_PAIRS", (4, 32))
     monkeypatch.setattr(ablation, "generate_sequence", lambda seed, **k: generate_sequence(seed, frames=5, **k))
     options = argparse.Namespace(work=tmp_path, pairs=16, training_sequences=2, steps=2, batch=4, sequences=2,
                                  split="validation", bfloat16=False)
-    ablation.prepare([ablation.BASE, ablation.UNDEGRADED], options)
-    base, undegraded = (ablation.measured(arm, 0, options) for arm in (ablation.BASE, ablation.UNDEGRADED))
+    arms = [ablation.BASE, ablation.replace(ablation.BASE, degraded=False)]
+    ablation.prepare(arms, options)
+    base, undegraded = (ablation.measured(arm, 0, options) for arm in arms)
     assert base["parameters"] == undegraded["parameters"] == 0
     for setting in ablation.SEVERITY:
-        assert undegraded["loss"][setting] != base["loss"][setting]
+        assert undegraded["pairs"][setting]["loss"] < base["pairs"][setting]["loss"]
         assert {name.removesuffix("_undegraded") for name in undegraded["sequences"][setting]} == set(
             base["sequences"][setting])
