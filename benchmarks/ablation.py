@@ -2,7 +2,7 @@
 
     python benchmarks/ablation.py table2 --seeds 5             what is gained, against controls, by which method
     python benchmarks/ablation.py networks --seeds 5           the same with the other network
-    python benchmarks/ablation.py window --seeds 2             the tracker's own parameter, for every row of table2
+    python benchmarks/ablation.py window --seeds 2             the tracker's own parameter, for base, head and DM
     python benchmarks/ablation.py weight|steps|blocks|weighting|prediction|noise|precision|degradation|\
         interpolation
 
@@ -21,6 +21,7 @@ import json
 import os
 import sys
 import time
+from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -278,35 +279,35 @@ def tracked(network: nn.Module, split: str, setting: str, count: int, degraded: 
 
 @torch.no_grad()
 def held_out(handle: Attachment, split: str, setting: str, degraded: bool, work: Path) -> dict[str, Any]:
-    """The mean tracking loss of pairs of the split, of sequences that are not tracked, and the success of each.
+    """The mean tracking loss of pairs of the split, and their success by sequence; these sequences are not tracked.
 
     The box of a pair is that of the highest score. Pairs without a target count in the loss alone.
     """
     features = CachedFeatures(pairs_folder(split, setting, degraded, work))
     network, training = features.network(handle), handle.network.training
     handle.network.eval()
-    losses, successes = [], []
+    losses, successes = [], defaultdict(list)
     for batch in DataLoader(features, 32):
         cls, loc = network(batch)
         losses.append(sum(float(term) for term in losses_of(cls, loc, batch).values()))
         best = rearrange(cls[:, 1] - cls[:, 0], "b h w -> b (h w)").argmax(1)
         found, truth = (rearrange(x.float(), "b c h w -> b (h w) c")[torch.arange(len(best)), best]
                         for x in (loc, batch["label_loc"]))
-        overlap = overlaps(found, truth)[(batch["label_cls"] == 1).any((1, 2))]
-        successes += success(overlap).tolist()
+        for i in (batch["label_cls"] == 1).any((1, 2)).nonzero()[:, 0]:
+            successes[int(batch["sequence"][i])].append(float(success(overlaps(found[i], truth[i]))))
     handle.network.train(training)
-    return {"loss": float(np.mean(losses)), "success": successes}
+    return {"loss": float(np.mean(losses)), "success": [float(np.mean(of)) for _, of in sorted(successes.items())]}
 
 
 def success(overlap: Tensor) -> Tensor:
-    """The share of the thresholds 0, 0.05, … 1 that each overlap exceeds, percent."""
-    return 100 * (overlap[:, None] > torch.arange(21) / 20).float().mean(1)
+    """The share of the thresholds 0, 0.05, … 1 that each overlap (…) exceeds, percent."""
+    return 100 * (overlap[..., None] > torch.arange(21) / 20).float().mean(-1)
 
 
 def overlaps(one: Tensor, other: Tensor) -> Tensor:
-    """IoU of boxes (N, 4), each the distances left, top, right, bottom from the same point."""
+    """IoU (…) of boxes (…, 4), each the distances left, top, right, bottom from the same point."""
     def area(box: Tensor) -> Tensor:
-        return (box[:, 0] + box[:, 2]).clamp(min=0) * (box[:, 1] + box[:, 3]).clamp(min=0)
+        return (box[..., 0] + box[..., 2]).clamp(min=0) * (box[..., 1] + box[..., 3]).clamp(min=0)
 
     common = area(torch.minimum(one, other))
     return common / (area(one) + area(other) - common)
@@ -316,7 +317,8 @@ def measured(arm: Arm, seed: int, options: argparse.Namespace) -> dict[str, Any]
     """The result of one run, from its file where there is one."""
     torch.set_num_threads(1)
     settings = {"arm": {k: v for k, v in vars(arm).items() if k != "label"}, "split": options.split,
-                "sequences": options.sequences, **{name: getattr(options, name) for name in TRAINING}}
+                "held_out_pairs": list(HELD_OUT_PAIRS), "sequences": options.sequences,
+                **{name: getattr(options, name) for name in TRAINING}}
     path = options.work / "results" / f"{key(settings, seed)}.json"
     if path.is_file():
         return json.loads(path.read_text())
@@ -362,7 +364,8 @@ def prepare(arms: list[Arm], options: argparse.Namespace) -> None:
 
 
 def pairs_folder(split: str, setting: str, degraded: bool, work: Path) -> Path:
-    return work / f"pairs-{split}-{setting}{'' if degraded else '-undegraded'}"
+    pairs = "{1}-of-{0}".format(*HELD_OUT_PAIRS)
+    return work / f"pairs-{split}-{setting}{'' if degraded else '-undegraded'}-{pairs}"
 
 
 def write_features(folder: Path, seeds: range, sequences: int, pairs: int, degradation: Degradation | None = None,
@@ -376,7 +379,7 @@ def write_features(folder: Path, seeds: range, sequences: int, pairs: int, degra
     handle = attach(load_tracker(), fusion, ModuleAdapter("fusion", "head", size=SEARCH_MAP))
     handle.degradation = degradation
     cache_features(handle, DataLoader(dataset, 16), folder,
-                   targets=lambda batch: {name: batch[name] for name in ("label_cls", "label_loc")},
+                   targets=lambda batch: {name: batch[name] for name in ("label_cls", "label_loc", "sequence")},
                    forward=lambda network, batch: network(batch), dtype="float16")
 
 
@@ -433,11 +436,11 @@ def main() -> None:
         compared = "\n" + comparison("DM, UNet", report["DM, UNet minus"])
     for result in itertools.chain(*rows.values()):
         for held in result["pairs"].values():
-            del held["success"]  # thousands of lines; the runs' own files keep them
+            del held["success"]  # many lines; the runs' own files keep them
     text = (f"{markdown(entries)}{compared}\n\n{options.seeds} seeds, {options.steps} steps of batch {options.batch}; "
             f"in each setting {HELD_OUT_PAIRS[1]} pairs and {options.sequences} tracked sequences of 60 frames, of the "
             f"{options.split} seeds; ± is the standard deviation over seeds, [ ] the 95 % bootstrap interval of the "
-            "paired difference over seeds and pairs or sequences.\n")
+            "paired difference over seeds and sequences; pairs are counted by their sequences.\n")
     options.out.mkdir(parents=True, exist_ok=True)
     write_atomically(options.out / f"{name}.json", lambda path: path.write_text(json.dumps(report, indent=1) + "\n"))
     write_atomically(options.out / f"{name}.md", lambda path: path.write_text(text))

@@ -11,8 +11,8 @@ SETTINGS = {"same": "Degraded as in training", "shifted": "Degraded more heavily
 UNDEGRADED = ", pictures not degraded"
 """Ends the label of a row that is tested on the same scenes with two good modalities."""
 Runs = dict[str, list[dict[str, Any]]]
-"""By row, its runs by seed: {"seed", "parameters", "pairs": {setting: {"loss", "success": [a pair's, …]}}, "sequences":
-{setting: {name: scores}}}."""
+"""By row, its runs by seed: {"seed", "parameters", "pairs": {setting: {"loss", "success": [that of a sequence's pairs,
+…]}}, "sequences": {setting: {name: scores}}}."""
 
 
 def interval(differences: np.ndarray, draws: int = 10_000) -> dict[str, float]:
@@ -30,7 +30,7 @@ def tracked(results: list[dict[str, Any]], setting: str, metric: str = "SR") -> 
 
 
 def pairs(results: list[dict[str, Any]], setting: str) -> np.ndarray:
-    """(seeds, pairs), the success of held-out pairs, percent."""
+    """(seeds, sequences), the success of held-out pairs, percent."""
     return np.array([result["pairs"][setting]["success"] for result in results])
 
 
@@ -44,10 +44,10 @@ def spread(values: np.ndarray) -> float | None:
 
 
 def differences(one: list[dict[str, Any]], other: list[dict[str, Any]], setting: str) -> dict[str, Any]:
-    """What one row has over another, seed by seed, pair by pair and sequence by sequence."""
+    """What one row has over another, seed by seed and sequence by sequence."""
     loss = losses(one, setting) - losses(other, setting)
     return {"loss": float(loss.mean()), "loss_deviation_over_seeds": spread(loss),
-            "pairs_SR": interval(pairs(one, setting) - pairs(other, setting), 2000),
+            "pairs_SR": interval(pairs(one, setting) - pairs(other, setting)),
             "SR": interval(tracked(one, setting) - tracked(other, setting))}
 
 

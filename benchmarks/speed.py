@@ -360,7 +360,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     kinds = [bench.device.type] * (bench.device.type != "cpu") + ["quick"] * bench.quick
     path = options.out / f"{'_'.join(['speed', *kinds])}.json"
-    settings = {"machine": machine(bench.device), "quick": options.quick, "seconds": options.seconds,
+    settings = {"format": 2, "machine": machine(bench.device), "quick": options.quick, "seconds": options.seconds,
                 "batches": options.batches}
     report = json.loads(path.read_text()) if path.is_file() else {}
     if {key: report.get(key) for key in settings} != settings:  # of another machine, or measured otherwise

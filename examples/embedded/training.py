@@ -25,7 +25,8 @@ class PairDataset(Dataset):
 
     seeds: sequences to draw from, of which `sequences` are rendered in `frames` frames each and kept in memory.
     An item: template (6, 95, 95) and search (6, 191, 191) as uint8, label_cls (19, 19), label_loc (4, 19, 19) in
-    crop pixels. A part `negatives` of the pairs has a template of another sequence and no target.
+    crop pixels, sequence, the number of the one that the search picture is of. A part `negatives` of the pairs has a
+    template of another sequence and no target.
     """
 
     def __init__(
@@ -65,7 +66,8 @@ class PairDataset(Dataset):
         x, corners = self._crop(search, x_box, SEARCH_SIZE, self.shift, self.scale, flip, rng)
         labels = make_labels(torch.zeros(1, 4) if negative else torch.tensor(corners[None], dtype=torch.float32))
         z, x = torch.from_numpy(z), torch.from_numpy(x)
-        return {"template": z, "search": x, "label_cls": labels[0][0], "label_loc": labels[1][0]}
+        return {"template": z, "search": x, "label_cls": labels[0][0], "label_loc": labels[1][0],
+                "sequence": torch.tensor(home)}
 
     def _frame(self, sequence: int, rng) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
         visible, infrared, boxes = self.sequences[sequence]
