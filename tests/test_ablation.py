@@ -12,6 +12,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import ablation
+import ablation_arms
 import ablation_tables
 from embedded.sequences import TRAIN_SEEDS, generate_sequence
 
@@ -80,8 +81,9 @@ def test_no_sequence_is_in_two_sets() -> None:
     assert sum(map(len, sets)) == len(set.union(*sets))
 
 
-@pytest.mark.parametrize("arm", [ablation.HEAD, ablation.Arm("", ablation.RAW, control="convolution"), ablation.Arm(
-    "DM", ablation.BEST | {"network_config": {"widths": [32], "depth": 1}}, sampling={"steps": 2})],
+@pytest.mark.parametrize("arm", [
+    ablation_arms.HEAD, ablation.Arm("", ablation_arms.RAW, control="convolution"), ablation.Arm(
+        "DM", ablation_arms.BEST | {"network_config": {"widths": [32], "depth": 1}}, sampling={"steps": 2})],
     ids=["head", "convolution", "diffusion"])
 def test_a_run_from_end_to_end(arm: ablation.Arm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = argparse.Namespace(work=tmp_path, pairs=32, training_sequences=2, steps=2, batch=4, sequences=1,
@@ -121,7 +123,7 @@ def test_undegraded_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(ablation, "generate_sequence", lambda seed, **k: generate_sequence(seed, frames=5, **k))
     options = argparse.Namespace(work=tmp_path, pairs=16, training_sequences=2, steps=2, batch=4, sequences=2,
                                  split="validation", bfloat16=False)
-    arms = [ablation.BASE, ablation.replace(ablation.BASE, degraded=False)]
+    arms = [ablation.BASE, ablation_arms.replace(ablation.BASE, degraded=False)]
     ablation.prepare(arms, options)
     base, undegraded = (ablation.measured(arm, 0, options) for arm in arms)
     assert base["parameters"] == undegraded["parameters"] == 0

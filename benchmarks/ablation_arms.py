@@ -1,0 +1,70 @@
+"""The rows of the tables of benchmarks/ablation.py."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ablation_tables import UNDEGRADED
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A row of a table.
+
+    fusion: arguments of GenerativeFusion. weight: λ. control: "base" is the tracker as it comes, "head" trains the new
+    head alone, on the host's fusion, and "convolution" trains a network of plain convolutions. degraded: False tests on
+    the same scenes with two good modalities. window: weight of the tracker's cosine window. degradation: share of the
+    training samples that are degraded further than their scene is. twins: the generative loss has the fused map of the
+    scene with two good modalities as its target; otherwise that of the sample before it is degraded further.
+    interpolation: how far the weights go from their start to where training ends (Wortsman et al., CVPR 2022).
+    sampling: attributes set on the trained fusion, and the dtype that it is optimised to.
+    """
+
+    label: str
+    fusion: dict[str, Any] = field(default_factory=dict)
+    weight: float = 5.0
+    control: str | None = None
+    degraded: bool = True
+    window: float = 0.25
+    degradation: float = 0.3
+    twins: bool = True
+    interpolation: float = 1.0
+    sampling: dict[str, Any] = field(default_factory=dict)
+
+
+RAW, CGAN, DM = ({"method": method} for method in ("raw", "cgan", "diffusion"))
+UVIT, UNET = ({"network": network} for network in ("uvit", "unet"))
+BEST = DM | UNET
+BASE = Arm("base", control="base")
+HEAD = Arm("head retrained alone", RAW, 0.0, "head")
+METHODS = {"RAW": RAW, "CGAN": CGAN, "DM": DM}
+TABLES: dict[str, list[Arm]] = {
+    "table2": [
+        HEAD,
+        Arm("plain convolutional fusion", RAW, 0.0, "convolution"),
+        Arm("UNet, no generative loss", RAW | UNET, 0.0),
+        *(Arm(f"{name}, UNet", method | UNET) for name, method in METHODS.items()),
+        *(replace(arm, label=arm.label + UNDEGRADED, degraded=False)
+          for arm in (BASE, Arm("DM, UNet", BEST))),
+    ],
+    "networks": [*(Arm(f"{name}, UViT", method | UVIT) for name, method in METHODS.items()), Arm("DM, UNet", BEST)],
+    "window": [replace(arm, label=f"{arm.label}, window {window:g}", window=window)
+               for arm in (BASE, HEAD, Arm("DM, UNet", BEST)) for window in (0.1, 0.25, 0.4)],
+    "weight": [Arm(f"λ = {weight}", BEST, float(weight)) for weight in (0, 1, 2, 3, 5, 10, 100)],
+    "steps": [Arm(f"s = {steps}", BEST, sampling={"steps": steps}) for steps in (1, 2, 5, 10, 20, 40)],
+    "blocks": [Arm("UNet, n = 3", BEST),
+               *(Arm(f"UNet, n = {3 * depth}", BEST | {"network_config": {"depth": depth}}) for depth in (2, 3)),
+               Arm("UViT, n = 1", DM | UVIT),
+               *(Arm(f"UViT, n = {depth}", DM | UVIT | {"network_config": {"depth": depth}}) for depth in (2, 4))],
+    "weighting": [Arm("x_0", BEST), *(Arm(name, BEST | {"weighting": name}) for name in ("noise", "min_snr")),
+                  *(Arm(f"x_0, share of t = T {share:g}", BEST | {"last_step_probability": share})
+                    for share in (0.0, 1.0))],
+    "prediction": [Arm("sample", BEST), Arm("v_prediction", BEST | {"prediction_type": "v_prediction"}),
+                   Arm("epsilon, s = 5", BEST | {"prediction_type": "epsilon", "steps": 5})],
+    "noise": [Arm("fixed", BEST), Arm("random", BEST, sampling={"fixed_noise": False})],
+    "interpolation": [Arm(f"{share:g}", BEST, interpolation=share) for share in (0.25, 0.5, 0.75, 1.0)],
+    "precision": [Arm("float32", BEST), *(Arm(f"optimize(dtype=torch.{dtype})", BEST, sampling={"optimize": dtype})
+                                          for dtype in ("float32", "bfloat16"))],
+    "degradation": [*(Arm(f"twins, share {share:g}", BEST, degradation=share) for share in (0.0, 0.3, 0.6)),
+                    *(Arm(f"own pictures, share {share:g}", BEST, degradation=share, twins=False)
+                      for share in (0.0, 0.3, 0.6))],
+}
