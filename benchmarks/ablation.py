@@ -3,7 +3,7 @@
     python benchmarks/ablation.py table2 --seeds 5             what is gained, against controls, by which method
     python benchmarks/ablation.py networks --seeds 5           the same with the other network
     python benchmarks/ablation.py window --seeds 2             the tracker's own parameter, for base, head and DM
-    python benchmarks/ablation.py weight|steps|blocks|weighting|prediction|noise|precision|degradation|\
+    python benchmarks/ablation.py weight|steps|blocks|weighting|prediction|training|noise|precision|degradation|\
         interpolation
 
 Every row is a fine-tuning of equal budget on the same cached features, then the tracking loss and success of held-out
@@ -34,23 +34,22 @@ from ablation_tables import SETTINGS, against, comparison, markdown, plot, summa
 from einops import rearrange
 from measuring import machine, now
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from gmmt_fusion import Attachment, GenerativeFusion, attach
+from gmmt_fusion import Attachment, GenerativeFusion, attach, recipes
 from gmmt_fusion.adapters import ModuleAdapter
 from gmmt_fusion.cache import CachedFeatures, cache_features
 from gmmt_fusion.degradation import Degradation
 from gmmt_fusion.files import write_atomically
 from gmmt_fusion.metrics import evaluate
-from gmmt_fusion.recipes import adamw_optimizer
 from gmmt_fusion.training import fine_tune
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from embedded.sequences import TEST_SEEDS, TRAIN_SEEDS, VALIDATION_SEEDS, generate_sequence
 from embedded.siamese import SEARCH_MAP, classification_loss, iou_loss, load_tracker
 from embedded.tracking import run_together
-from embedded.training import PairDataset
+from embedded.training import PairDataset, Scenes, Twins
 
 CHANNELS = 64
 SPLITS = {"test": TEST_SEEDS, "validation": VALIDATION_SEEDS}
@@ -58,29 +57,6 @@ SEVERITY = dict(zip(SETTINGS, (1.0, 1.5), strict=True))
 CALIBRATION = "features-of-calibration"
 CALIBRATION_PAIRS, HELD_OUT_PAIRS = (20, 128), (200, 1024)  # of how many sequences, how many
 TRAINING = ("steps", "batch", "pairs", "training_sequences", "bfloat16")
-
-
-class Twins(Dataset):
-    """Pairs with two good modalities, and under "degraded" what their scenes look like."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        self.clean, self.degraded = (PairDataset(*arguments, **options, degraded=kind) for kind in (False, True))
-
-    def __len__(self) -> int:
-        return len(self.clean)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {**self.clean[index], "degraded": self.degraded[index]}
-
-
-class Scenes(Degradation):
-    """Of `Twins`: what the scenes look like, some of it degraded further."""
-
-    def __call__(self, inputs: Any, modalities: int, generator: torch.Generator) -> Any:
-        (batch,), options = inputs
-        template, search = (batch["degraded"][name] for name in ("template", "search"))
-        search = super().__call__(search, modalities, generator)
-        return ({**batch, "template": template, "search": search},), options
 
 
 class Silent(nn.Module):
@@ -122,7 +98,7 @@ class Frozen(nn.Module):
 def built(arm: Arm, seed: int, features: CachedFeatures) -> Attachment:
     """The embedded tracker with the arm's fusion, calibrated, as training starts with it."""
     torch.manual_seed(seed)
-    fusion = GenerativeFusion(CHANNELS, size=SEARCH_MAP, residual="conv3x3", **arm.fusion).manual_seed(seed)
+    fusion = GenerativeFusion(CHANNELS, size=SEARCH_MAP, **{"residual": "conv3x3"} | arm.fusion).manual_seed(seed)
     if arm.control:
         fusion.network = Convolutions() if arm.control == "convolution" else Silent()
     handle = attach(load_tracker(), fusion, ModuleAdapter("fusion", "head", size=SEARCH_MAP))
@@ -150,12 +126,13 @@ def trained(arm: Arm, seed: int, options: argparse.Namespace) -> Attachment:
 
     head = {id(p) for p in handle.head.parameters()}
 
-    def recipe(parameters: list[nn.Parameter], epochs: int, steps_per_epoch: int) -> Any:
+    def head_slower(parameters: list[nn.Parameter], epochs: int, steps_per_epoch: int) -> Any:
         """The head starts trained and learns more slowly than the network, which starts at nothing."""
         new, old = ([p for p in parameters if (id(p) in head) is is_head] for is_head in (False, True))
         groups = [{"params": new, "lr": 1e-3 if old else 4e-4}, {"params": old}]  # no head: the discriminator
-        return adamw_optimizer(groups[arm.control == "head":], epochs, steps_per_epoch)
+        return recipes.adamw_optimizer(groups[arm.control == "head":], epochs, steps_per_epoch)
 
+    optimizer = getattr(recipes, arm.training["optimizer"]) if "optimizer" in arm.training else head_slower
     start = {name: tensor.clone() for name, tensor in handle.fusion.state_dict().items()}
     weights = folder / "weights.pt"
     if not weights.is_file():
@@ -165,7 +142,8 @@ def trained(arm: Arm, seed: int, options: argparse.Namespace) -> Attachment:
         loader = DataLoader(Subset(features, chosen.tolist()), options.batch, shuffle=True)
         torch.manual_seed(seed)
         fine_tune(handle, loader, tracking_loss, folder / "training", epochs=1, generative_weight=arm.weight,
-                  optimizer=recipe, seed=seed, progress=False, mixed_precision="bf16" if options.bfloat16 else "no")
+                  optimizer=optimizer, ema_decay=arm.training.get("ema_decay"), seed=seed, progress=False,
+                  mixed_precision="bf16" if options.bfloat16 else "no")
         write_atomically(weights, lambda path: torch.save(handle.fusion.state_dict(), path))
     handle.fusion.load_state_dict({name: torch.lerp(start[name], end, arm.interpolation) if end.is_floating_point()
                                    else end for name, end in torch.load(weights, weights_only=True).items()})
@@ -186,7 +164,7 @@ def features_folder(arm: Arm, options: argparse.Namespace) -> Path:
 
 def training_key(arm: Arm, seed: int, options: argparse.Namespace) -> str:
     """Names what was trained; arms that differ in how they sample or track share it."""
-    what = [arm.fusion, arm.weight, arm.control, arm.degradation, arm.twins]
+    what = [arm.fusion, arm.weight, arm.control, arm.degradation, arm.twins, arm.training]
     return key({"arm": what, **{name: getattr(options, name) for name in TRAINING}}, seed)
 
 

@@ -15,6 +15,7 @@ class Arm:
     the same scenes with two good modalities. window: weight of the tracker's cosine window. degradation: share of the
     training samples that are degraded further than their scene is. twins: the generative loss has the fused map of the
     scene with two good modalities as its target; otherwise that of the sample before it is degraded further.
+    training: "optimizer" is one of gmmt_fusion.recipes, in place of AdamW with a lower rate for the head; "ema_decay".
     interpolation: how far the weights go from their start to where training ends (Wortsman et al., CVPR 2022).
     sampling: attributes set on the trained fusion, and the dtype that it is optimised to.
     """
@@ -27,6 +28,7 @@ class Arm:
     window: float = 0.25
     degradation: float = 0.3
     twins: bool = True
+    training: dict[str, Any] = field(default_factory=dict)
     interpolation: float = 1.0
     sampling: dict[str, Any] = field(default_factory=dict)
 
@@ -37,16 +39,14 @@ BEST = DM | UNET
 BASE = Arm("base", control="base")
 HEAD = Arm("head retrained alone", RAW, 0.0, "head")
 METHODS = {"RAW": RAW, "CGAN": CGAN, "DM": DM}
-TABLES: dict[str, list[Arm]] = {
-    "table2": [
-        HEAD,
+ROWS = [HEAD,
         Arm("plain convolutional fusion", RAW, 0.0, "convolution"),
         Arm("UNet, no generative loss", RAW | UNET, 0.0),
-        *(Arm(f"{name}, UNet", method | UNET) for name, method in METHODS.items()),
-        *(replace(arm, label=arm.label + UNDEGRADED, degraded=False)
-          for arm in (BASE, Arm("DM, UNet", BEST))),
-    ],
-    "networks": [*(Arm(f"{name}, UViT", method | UVIT) for name, method in METHODS.items()), Arm("DM, UNet", BEST)],
+        *(Arm(f"{name}, UNet", method | UNET) for name, method in METHODS.items())]
+TABLES: dict[str, list[Arm]] = {
+    "table2": [*ROWS, *(replace(arm, label=arm.label + UNDEGRADED, degraded=False)
+                        for arm in (BASE, Arm("DM, UNet", BEST)))],
+    "networks": [*ROWS, *(Arm(f"{name}, UViT", method | UVIT) for name, method in METHODS.items())],
     "window": [replace(arm, label=f"{arm.label}, window {window:g}", window=window)
                for arm in (BASE, HEAD, Arm("DM, UNet", BEST)) for window in (0.1, 0.25, 0.4)],
     "weight": [Arm(f"λ = {weight}", BEST, float(weight)) for weight in (0, 1, 2, 3, 5, 10, 100)],
@@ -60,6 +60,12 @@ TABLES: dict[str, list[Arm]] = {
                     for share in (0.0, 1.0))],
     "prediction": [Arm("sample", BEST), Arm("v_prediction", BEST | {"prediction_type": "v_prediction"}),
                    Arm("epsilon, s = 5", BEST | {"prediction_type": "epsilon", "steps": 5})],
+    "training": [Arm("as in the other tables", BEST),
+                 Arm("residual path of 1×1", BEST | {"residual": "conv1x1"}),
+                 Arm("no residual path", BEST | {"residual": None}),
+                 Arm("one rate of 4e-4", BEST, training={"optimizer": "adamw_optimizer"}),
+                 Arm("the paper's SGD", BEST, training={"optimizer": "paper_optimizer"}),
+                 Arm("moving average, decay 0.99", BEST, training={"ema_decay": 0.99})],
     "noise": [Arm("fixed", BEST), Arm("random", BEST, sampling={"fixed_noise": False})],
     "interpolation": [Arm(f"{share:g}", BEST, interpolation=share) for share in (0.25, 0.5, 0.75, 1.0)],
     "precision": [Arm("float32", BEST), *(Arm(f"optimize(dtype=torch.{dtype})", BEST, sampling={"optimize": dtype})

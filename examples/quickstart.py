@@ -20,7 +20,7 @@ from einops import rearrange
 from embedded.sequences import TEST_SEEDS, TRAIN_SEEDS, Sequence, generate_sequence, read_sequences
 from embedded.siamese import SEARCH_MAP, SiameseTracker, load_tracker
 from embedded.tracking import Tracker, run
-from embedded.training import PairDataset
+from embedded.training import PairDataset, Scenes, Twins
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -43,12 +43,13 @@ def main() -> int:
     boxes[BASE], rates[BASE] = track_all(tracker, sequences, BASE)
 
     print("rendering the fine-tuning pairs …", file=sys.stderr)
-    pairs = DataLoader(PairDataset(TRAIN_SEEDS, sequences=100, length=16 * options.steps, seed=options.seed), 16)
+    pairs = DataLoader(Twins(TRAIN_SEEDS, sequences=100, length=16 * options.steps, seed=options.seed), 16)
     calibration = DataLoader(PairDataset(TRAIN_SEEDS, sequences=20, length=128, seed=options.seed + 1), 16)
     fusion = GenerativeFusion(64, size=SEARCH_MAP, method=options.method, network=options.network, residual="conv3x3")
     adapter = ModuleAdapter(fusion="fusion", head="head", size=SEARCH_MAP)
     handle = attach(tracker, fusion, adapter, calibrate=[(batch,) for batch in calibration])
     handle.print_trainable_parameters()
+    handle.degradation = Scenes(0.3)  # the features of degraded scenes, the fused map of their clean twins
     fine_tune(handle, pairs, lambda network, batch: network(batch)["total_loss"], training_folder(options),
               epochs=1, seed=options.seed)
     handle.save_pretrained(options.out / "fusion")
@@ -69,7 +70,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="folder (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of training (default: %(default)s)")
     parser.add_argument("--method", choices=("diffusion", "cgan", "raw"), default="diffusion")
-    parser.add_argument("--network", choices=("uvit", "unet"), default="uvit")
+    parser.add_argument("--network", choices=("uvit", "unet"), default="unet")
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder of sequences to test on")
     parser.add_argument("--sequences", type=int, default=24, help="generated test sequences (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=300, help="of fine-tuning (default: %(default)s)")

@@ -41,7 +41,7 @@ class Tracker:
     rate: how fast the size follows. The crops go to the device of the network's parameters.
     """
 
-    def __init__(self, network: nn.Module, *, penalty: float = 0.1, window: float = 0.4, rate: float = 0.35):
+    def __init__(self, network: nn.Module, *, penalty: float = 0.1, window: float = 0.25, rate: float = 0.35):
         self.network, self.penalty, self.window_weight, self.rate = network, penalty, window, rate
         hann = np.hanning(RESPONSE + 2)[1:-1]
         self.window = np.outer(hann, hann)

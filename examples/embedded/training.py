@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,6 +15,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
+
+from gmmt_fusion.degradation import Degradation
 
 from .scene import Scene
 from .siamese import SEARCH_SIZE, TEMPLATE_SIZE, SiameseTracker, make_labels
@@ -107,6 +110,29 @@ def _render_some(seed: int, frames: int, severity: float, rng, degraded: bool, t
     pictures = [scene.render(t) for t in times]
     # The infrared picture is grey: one of its channels is enough to keep.
     return [v for v, _ in pictures], [np.ascontiguousarray(i[..., 0]) for _, i in pictures], scene.boxes[times]
+
+
+class Twins(Dataset):
+    """Pairs with two good modalities, and under "degraded" what their scenes look like."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self.clean, self.degraded = (PairDataset(*arguments, **options, degraded=kind) for kind in (False, True))
+
+    def __len__(self) -> int:
+        return len(self.clean)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {**self.clean[index], "degraded": self.degraded[index]}
+
+
+class Scenes(Degradation):
+    """Of `Twins`: what the scenes look like, some of it degraded further."""
+
+    def __call__(self, inputs: Any, modalities: int, generator: torch.Generator) -> Any:
+        (batch,), options = inputs
+        template, search = (batch["degraded"][name] for name in ("template", "search"))
+        search = super().__call__(search, modalities, generator)
+        return ({**batch, "template": template, "search": search},), options
 
 
 def save_atomically(value, path: Path, save: Callable = torch.save) -> None:
