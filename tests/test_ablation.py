@@ -83,7 +83,8 @@ def test_no_sequence_is_in_two_sets() -> None:
 
 @pytest.mark.parametrize("arm", [
     ablation_arms.HEAD, ablation.Arm("", ablation_arms.RAW, control="convolution"), ablation.Arm(
-        "DM", ablation_arms.BEST | {"network_config": {"widths": [32], "depth": 1}}, sampling={"steps": 2})],
+        "DM", ablation_arms.BEST | {"network_config": {"widths": [32], "depth": 1}}, sampling={"steps": 2},
+        training={"optimizer": "paper_optimizer", "ema_decay": 0.5})],
     ids=["head", "convolution", "diffusion"])
 def test_a_run_from_end_to_end(arm: ablation.Arm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = argparse.Namespace(work=tmp_path, pairs=32, training_sequences=2, steps=2, batch=4, sequences=1,
