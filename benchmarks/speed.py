@@ -160,8 +160,6 @@ def inference(bench: Bench, preset: str, method: str) -> Row:
     copying, copied = bench.copy()
     for batch in bench.options.batches:
         flop, maps = batch * counter.get_total_flops(), bench.maps(batch)
-        if flop / product_flop * bench.once(product) > bench.seconds:
-            continue  # many minutes for a few passes
         memory = bench.peak(lambda maps=maps: fusion(*maps))
         functions: Functions = {name: lambda switch=switch, maps=maps: (switch(), fusion(*maps))[1]
                                 for name, switch in bench.paths(fusion).items()}
@@ -311,8 +309,7 @@ def plan(options: argparse.Namespace) -> list[tuple[str, ...]]:
         if kind in ("inference", "training"):
             rows += [(kind, *row) for row in itertools.product(options.presets, options.methods)]
         elif kind == "frame":
-            rows += [(kind, "vit_b", preset, dtype) for preset in options.presets for dtype in dtypes
-                     if preset != "paper-unet"]
+            rows += [(kind, "vit_b", preset, dtype) for preset in options.presets for dtype in dtypes]
             rows += [(kind, "embedded", "small", "float32")]
             if "HOSTS" in os.environ and not options.quick:
                 rows += [(kind, name, "small", "float32") for name in REAL_HOSTS]
