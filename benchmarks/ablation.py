@@ -1,16 +1,17 @@
 """The paper's ablations on the embedded tracker: what the generative fusion brings, against controls, over seeds.
 
-    python benchmarks/ablation.py table2 --seeds 5             what is gained, against controls, by which method
-    python benchmarks/ablation.py networks --seeds 5           the same with the other network
-    python benchmarks/ablation.py window --seeds 2             the tracker's own parameter, for base, head and DM
+    python benchmarks/ablation.py table2             what is gained, against controls, by which method
+    python benchmarks/ablation.py networks           the same with the other network
+    python benchmarks/ablation.py window             the tracker's own parameter, for base, head and DM
     python benchmarks/ablation.py weight|steps|blocks|weighting|prediction|training|noise|precision|degradation|\
         interpolation
 
 Every row is a fine-tuning of equal budget on the same cached features, then the tracking loss and success of held-out
 pairs of template and search picture, and tracking through held-out sequences, in two settings: "same", degraded as in
-training, and "shifted", heavier. A seed of what is fine-tuned is of its training, one of the base is of its first
-boxes, which are a pixel off. A run that is finished is not run again: an interrupted command goes on, and tables share
-their runs. Writes --out/ablation_TABLE.{md,json,png}.
+training, and "shifted", heavier. A seed is of the training and of the first boxes, which all seeds but 0 move by a
+pixel or so, the same for every row. A run that is finished is not run again: an interrupted command goes on, and tables
+share their runs. Writes --out/ablation_TABLE.{md,json,png}. How many seeds, steps and sequences a table has by default
+is in RECIPES, in ablation_arms.py.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from ablation_arms import BASE, TABLES, Arm
+from ablation_arms import BASE, RECIPES, TABLES, Arm
 from ablation_tables import SETTINGS, against, comparison, markdown, plot, summary
 from einops import rearrange
 from measuring import machine, now
@@ -183,7 +184,11 @@ def sequences(split: str, setting: str, count: int, degraded: bool) -> list:
 
 def tracked(network: nn.Module, split: str, setting: str, count: int, degraded: bool,
             window: float, jitter: int) -> dict[str, dict[str, float]]:
-    """PR, NPR and SR of every sequence, by LasHeR's protocol, percent; a jitter seeds starts that are a pixel off."""
+    """PR, NPR and SR of every sequence, by LasHeR's protocol, percent.
+
+    jitter: seeds shifts of the first boxes by a pixel or so, as one run of one tracker is a matter of luck, too; 0 is
+    none.
+    """
     chosen, boxes = sequences(split, setting, count, degraded), {}
     shifts = np.random.default_rng(jitter).normal(0, float(jitter > 0), (count, 2))
     for first in range(0, count, 16):
@@ -239,10 +244,10 @@ def measured(arm: Arm, seed: int, options: argparse.Namespace) -> dict[str, Any]
     started = time.monotonic()
     if arm.control == "base":  # what is attached holds the host's fusion and head
         handle, network = built(arm, seed, CachedFeatures(options.work / CALIBRATION)), load_tracker()
-        parameters, jitter = 0, seed  # one run of one tracker is a matter of luck, too
+        parameters = 0
     else:
         handle = trained(arm, seed, options)
-        network, jitter = handle.network, 0
+        network = handle.network
         parameters = sum(p.numel() for p in (handle.head if arm.control == "head" else handle).parameters())
     result = {"settings": settings, "seed": seed, "seconds_training": time.monotonic() - started,
               "parameters": parameters,
@@ -250,7 +255,7 @@ def measured(arm: Arm, seed: int, options: argparse.Namespace) -> dict[str, Any]
                         for setting in SEVERITY}}
     with torch.autocast("cpu", torch.bfloat16, enabled=options.bfloat16):
         result["sequences"] = {setting: tracked(network, options.split, setting, options.sequences,
-                                                arm.degraded, arm.window, jitter) for setting in SEVERITY}
+                                                arm.degraded, arm.window, jitter=seed) for setting in SEVERITY}
     result |= {"seconds": time.monotonic() - started, "threads": torch.get_num_threads(), **now()}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda temporary: temporary.write_text(json.dumps(result)))
@@ -300,21 +305,20 @@ def write_features(folder: Path, seeds: range, sequences: int, pairs: int, degra
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", choices=TABLES)
-    parser.add_argument("--seeds", type=int, default=2, help="fine-tunings a row (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=300, help="of fine-tuning (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=2, help="fine-tunings a row")
+    parser.add_argument("--steps", type=int, default=400, help="of fine-tuning")
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--pairs", type=int, default=4800, help="cached training pairs (default: %(default)s)")
-    parser.add_argument("--training-sequences", type=int, default=300, help="that they are of (default: %(default)s)")
-    parser.add_argument("--sequences", type=int, default=20, help="tracked in each setting (default: %(default)s)")
-    parser.add_argument("--bfloat16", action="store_true", help="train and track in mixed precision: up to twice "
-                        "as fast on a processor that has it (avx512_bf16 or amx_bf16)")
-    parser.add_argument("--split", choices=SPLITS, help="default: test for table2 and networks, validation for what "
-                        "is tuned")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: %(default)s)")
-    parser.add_argument("--work", type=Path, default=Path("runs/ablation"), help="of the runs (default: %(default)s)")
+    parser.add_argument("--pairs", type=int, default=9600, help="cached training pairs")
+    parser.add_argument("--training-sequences", type=int, default=600, help="that they are of")
+    parser.add_argument("--sequences", type=int, default=4, help="tracked in each setting")
+    parser.add_argument("--bfloat16", action=argparse.BooleanOptionalAction, default=True, help="train and track in "
+                        "mixed precision: up to twice as fast on a processor that has it (avx512_bf16 or amx_bf16)")
+    parser.add_argument("--split", choices=SPLITS, default="validation", help="validation for what is tuned")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
+    parser.add_argument("--work", type=Path, default=Path("runs/ablation"), help="of the runs")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.set_defaults(**RECIPES.get(parser.parse_args().table, {}))
     options = parser.parse_args()
-    options.split = options.split or ("test" if options.table in ("table2", "networks") else "validation")
     for name in ("seeds", "steps", "batch", "pairs", "training_sequences", "sequences"):
         if getattr(options, name) < 1:
             parser.error(f"--{name.replace('_', '-')} {getattr(options, name)}: expected 1 or more")
@@ -322,7 +326,6 @@ def main() -> None:
     arms = [BASE, *TABLES[options.table]]
     prepare(arms, options)
     rows: dict[str, list[dict[str, Any]]] = {arm.label: [] for arm in arms}
-    started = time.monotonic()
     trainings: dict[tuple[int, str], list[Arm]] = {}
     for seed in range(options.seeds):
         for arm in arms:
@@ -341,8 +344,7 @@ def main() -> None:
         results.sort(key=lambda result: result["seed"])  # seeds are paired
     entries = summary(rows)
     report = {"command": " ".join(["python", *sys.argv]), **machine(torch.device("cpu")), **now(),
-              "seconds": time.monotonic() - started,
-              "seconds_of_runs": sum(result["seconds"] for results in rows.values() for result in results),
+              "seconds": sum(result["seconds"] for results in rows.values() for result in results),
               "rows": entries, "runs": rows}
     name, compared = f"ablation_{options.table}", ""
     if "DM, UNet" in rows:
@@ -354,7 +356,9 @@ def main() -> None:
     text = (f"{markdown(entries)}{compared}\n\n{options.seeds} seeds, {options.steps} steps of batch {options.batch}; "
             f"in each setting {HELD_OUT_PAIRS[1]} pairs and {options.sequences} tracked sequences of 60 frames, of the "
             f"{options.split} seeds; ± is the standard deviation over seeds, [ ] the 95 % bootstrap interval of the "
-            "paired difference over seeds and sequences; pairs are counted by their sequences.\n")
+            "paired difference over seeds and sequences; pairs are counted by their sequences.\n\n"
+            f"`{report['command']}`, {report['seconds'] / 60:.0f} minutes of one core, {report['processor']}, "
+            f"torch {report['torch']}, diffusers {report['diffusers']}, {report['date']}\n")
     options.out.mkdir(parents=True, exist_ok=True)
     write_atomically(options.out / f"{name}.json", lambda path: path.write_text(json.dumps(report, indent=1) + "\n"))
     write_atomically(options.out / f"{name}.md", lambda path: path.write_text(text))

@@ -74,3 +74,11 @@ TABLES: dict[str, list[Arm]] = {
                     *(Arm(f"own pictures, share {share:g}", BEST, degradation=share, twins=False)
                       for share in (0.0, 0.3, 0.6))],
 }
+RECIPES: dict[str, dict[str, Any]] = {
+    "table2": {"seeds": 5, "steps": 1200, "sequences": 64, "split": "test"},
+    "networks": {"seeds": 5, "sequences": 32, "split": "test"},
+    "window": {"steps": 1200, "sequences": 48},
+    "precision": {"sequences": 32},
+    "degradation": {"pairs": 3200, "training_sequences": 200},
+}
+"""Where a table differs from the defaults of the command line."""

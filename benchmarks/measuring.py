@@ -2,6 +2,7 @@
 
 import datetime
 import importlib
+import importlib.metadata
 import itertools
 import os
 import platform
@@ -147,7 +148,8 @@ def machine(device: torch.device) -> dict[str, Any]:
     return {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
             "processor": _cpuinfo("model name") or platform.processor() or platform.machine(),
             "instructions": torch.backends.cpu.get_cpu_capability(), "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(), "python": platform.python_version(), "torch": torch.__version__}
+            "threads": torch.get_num_threads(), "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in ("torch", "diffusers")}}
 
 
 def now() -> dict[str, Any]:
