@@ -4,11 +4,12 @@
 
 measures row after row, each in a process of its own, and writes speed.json after each and speed.md from it; started
 again with the same settings, it goes on where it was. What is compared is interleaved. A time is the fastest, a ratio
-is that of the fastest and, in brackets, the median over the rounds. HOSTS=DIR adds frames of the real trackers, from
+is that of the fastest and, in brackets, the median over the rounds. Memory on a CPU is read from Linux's /proc. HOSTS=DIR adds frames of the real trackers, from
 checkouts in DIR/TBSI and DIR/ViPT.
 """
 
 import argparse
+import ctypes
 import itertools
 import json
 import os
@@ -64,14 +65,14 @@ class Bench:
     def interleave(self, functions: Functions, least: int = 3) -> dict[str, list[float]]:
         """Seconds of every function in every round, for as many rounds as the time allows, after one that warms up.
 
-        least: rounds whatever the time; but one where a round alone takes longer than the time.
+        least: rounds whatever the time; but one where a round alone takes longer than twice the time.
         """
         for function in functions.values():
             self.once(function)
         round_time = sum([self.once(function) for function in functions.values()])
         times: dict[str, list[float]] = {name: [] for name in functions}
         order = list(functions.items())
-        for _ in range(min(2000, max(1 if round_time > self.seconds else least, int(self.seconds / round_time)))):
+        for _ in range(min(2000, max(1 if round_time > 2 * self.seconds else least, int(self.seconds / round_time)))):
             for name, function in order:
                 times[name].append(self.once(function))
             order.reverse()  # none is always after the same one
@@ -84,6 +85,7 @@ class Bench:
             before = torch.cuda.memory_allocated()
             function()
             return (torch.cuda.max_memory_allocated() - before) / 1e6
+        ctypes.CDLL(None).malloc_trim(0)  # else what was freed is used again, and not seen
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
         before = kilobytes("self/status", "VmRSS")
         function()
@@ -160,7 +162,6 @@ def inference(bench: Bench, preset: str, method: str) -> Row:
     copying, copied = bench.copy()
     for batch in bench.options.batches:
         flop, maps = batch * counter.get_total_flops(), bench.maps(batch)
-        memory = bench.peak(lambda maps=maps: fusion(*maps))
         functions: Functions = {name: lambda switch=switch, maps=maps: (switch(), fusion(*maps))[1]
                                 for name, switch in bench.paths(fusion).items()}
         plain = functions["plain"]()
@@ -175,9 +176,17 @@ def inference(bench: Bench, preset: str, method: str) -> Row:
                            for name, function, work in (("matrix product", product, product_flop),
                                                         ("copy", copying, copied)))
         row["batches"][str(batch)] = {
-            "gflop": flop / 1e9, "peak_mb": memory, "matrix_gflops": rate / 1e9, "bandwidth_gb_s": bandwidth / 1e9,
+            "gflop": flop / 1e9, "matrix_gflops": rate / 1e9, "bandwidth_gb_s": bandwidth / 1e9,
             "relative_error": errors, "paths": summary(times, "plain")}
     return row
+
+
+def peak(bench: Bench, preset: str, method: str) -> Row:
+    """The memory of a pass at every batch."""
+    fusion = bench.fusion(preset, method)
+    fusion(*bench.maps(1))  # what is set up once
+    batches = [(str(batch), bench.maps(batch)) for batch in bench.options.batches]
+    return {"peak_mb": {batch: bench.peak(lambda maps=maps: fusion(*maps)) for batch, maps in batches}}
 
 
 def training(bench: Bench, preset: str, method: str) -> Row:
@@ -297,8 +306,29 @@ def memory(bench: Bench, way: str) -> Row:
     return {"batch": batch, "peak_mb": bench.peak(step), "step_ms": 1e3 * bench.once(step)}
 
 
+def importing(bench: Bench) -> Row:
+    """Seconds of the import, on top of torch's, in processes of their own."""
+    code = ("import time, torch; start = time.perf_counter(); import gmmt_fusion; whole = time.perf_counter(); "
+            "from gmmt_fusion import GenerativeFusion, attach; print(whole - start, time.perf_counter() - start)")
+    runs = [subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True).stdout.split()
+            for _ in range(1 if bench.quick else 5)]
+    package, used = (min(map(float, column)) for column in zip(*runs, strict=True))
+    return {"package_s": package, "used_s": used}
+
+
+def limits(bench: Bench) -> Row:
+    """What the machine can do."""
+    (product, flop), (copying, copied) = bench.matrix_product(torch.float32), bench.copy()
+    functions = {"float32 GFLOP/s": (product, flop), "copy GB/s": (copying, copied)}
+    if has_bfloat16(bench.device):
+        functions["bfloat16 GFLOP/s"] = bench.matrix_product(torch.bfloat16)
+    times = bench.interleave({name: function for name, (function, _) in functions.items()})
+    return {name: work / min(times[name]) / 1e9 for name, (_, work) in functions.items()}
+
+
 MEASURES: dict[str, Callable[..., Row]] = {
-    "inference": inference, "training": training, "frame": frame, "attaching": attaching, "memory": memory}
+    "inference": inference, "training": training, "peak": peak, "frame": frame, "attaching": attaching,
+    "memory": memory, "importing": importing, "limits": limits}
 
 
 def plan(options: argparse.Namespace) -> list[tuple[str, ...]]:
@@ -306,7 +336,7 @@ def plan(options: argparse.Namespace) -> list[tuple[str, ...]]:
     dtypes = ["float32", *(["bfloat16"] if has_bfloat16(torch.device(options.device)) else [])]
     rows: list[tuple[str, ...]] = []
     for kind in options.measure:
-        if kind in ("inference", "training"):
+        if kind in ("inference", "training", "peak"):
             rows += [(kind, *row) for row in itertools.product(options.presets, options.methods)]
         elif kind == "frame":
             rows += [(kind, "vit_b", preset, dtype) for preset in options.presets for dtype in dtypes]
@@ -314,8 +344,8 @@ def plan(options: argparse.Namespace) -> list[tuple[str, ...]]:
             if "HOSTS" in os.environ and not options.quick:
                 rows += [(kind, name, "small", "float32") for name in REAL_HOSTS]
         else:
-            names = ("vit_b", "embedded", "empty") if kind == "attaching" else ("attached", "kept")
-            rows += [(kind, name) for name in names]
+            names = {"attaching": ("vit_b", "embedded", "empty"), "memory": ("attached", "kept")}
+            rows += [(kind, name) for name in names[kind]] if kind in names else [(kind,)]
     return rows
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 Report = dict[str, Any]
-REAL_HOSTS = {"tbsi": 1.05, "vipt": 1.10}  # and their goals
+GOALS = {"tbsi": 1.05, "vipt": 1.10}  # of the real hosts
 NOT_PATHS = ("matrix product", "copy", "bfloat16 matrix product")
 
 
@@ -12,7 +12,7 @@ def tables(report: Report) -> str:
     rows = {tuple(name.split()): row for name, row in report["rows"].items()}
     done = {name: row for name, row in rows.items() if "skipped" not in row}
     parts = ["# What a fusion costs", "", *inference(done), *training(done), *frames(done), *attaching(done),
-             *memory(done), *goals(done, report["quick"])]
+             *memory(done), *others(done), *goals(done, report["quick"])]
     parts += [f"- {' '.join(name)}: not measured, {row['skipped']}" for name, row in rows.items() if "skipped" in row]
     dates = [row["date"] for row in done.values()]
     loads = [row["load"] for row in done.values()]
@@ -48,20 +48,20 @@ def shares(rows: Report, row: Report, at: Report, path: str) -> tuple[float, flo
 
 
 def inference(rows: Report) -> list[str]:
-    body = []
+    body, memory = [], dict(of_kind(rows, "peak"))
     for name, row in of_kind(rows, "inference"):
         for batch, at in row["batches"].items():
             paths = {k: v for k, v in at["paths"].items() if k not in NOT_PATHS and k != "plain"}
             body.append([*name, f"{row['parameters'] / 1e6:.1f} M", batch, f"{at['gflop']:.1f}",
-                         f"{at['paths']['plain']['fastest_ms']:.1f} ms",
+                         f"{at['paths']['plain']['fastest_ms']:.1f} ms", str(at["paths"]["plain"]["rounds"]),
                          "; ".join(f"{k} {v['fastest_ms']:.1f} ms, {ratio(v)} ×, off by {at['relative_error'][k]:.0e}"
                                    for k, v in paths.items()),
                          f"{at['matrix_gflops']:.0f} GFLOP/s",
                          *(f"{plain:.0%}, {optimised:.0%}" for plain, optimised in zip(
                              *(shares(rows, row, at, path) for path in ("plain", "optimised")), strict=True)),
-                         f"{at['peak_mb']:.0f} MB"])
-    return table("A pass of the fusion", ["preset", "method", "parameters", "batch", "GFLOP", "plain", "other paths",
-                                          "matrix product", "of its rate: plain, optimised",
+                         f"{memory[name]['peak_mb'][batch]:.0f} MB" if name in memory else ""])
+    return table("A pass of the fusion", ["preset", "method", "parameters", "batch", "GFLOP", "plain", "rounds",
+                                          "other paths", "matrix product", "of its rate: plain, optimised",
                                           "of the roofline: plain, optimised", "peak beyond the weights"], body)
 
 
@@ -73,11 +73,12 @@ def training(rows: Report) -> list[str]:
 
 
 def frames(rows: Report) -> list[str]:
-    body = [[*name, path, f"{times['fastest_ms']:.1f} ms", f"{1e3 / times['fastest_ms']:.1f}", ratio(times),
+    body = [[*name, path, str(times["rounds"]), f"{times['fastest_ms']:.1f} ms", f"{1e3 / times['fastest_ms']:.1f}",
+             ratio(times),
              ratio(row["to_no_fusion"][path]) if "to_no_fusion" in row else ""]
             for name, row in of_kind(rows, "frame") for path, times in row["frames"].items()]
-    return table("A frame of a tracker", ["host", "preset", "dtype", "fusion", "frame", "frames/s", "× untouched",
-                                          "× no fusion at all"], body)
+    return table("A frame of a tracker", ["host", "preset", "dtype", "fusion", "rounds", "frame", "frames/s",
+                                          "× untouched", "× no fusion at all"], body)
 
 
 def attaching(rows: Report) -> list[str]:
@@ -94,6 +95,14 @@ def memory(rows: Report) -> list[str]:
                   for name, row in of_kind(rows, "memory")])
 
 
+def others(rows: Report) -> list[str]:
+    lines = [f"- {name}: {value:.0f}" for row in (rows.get(("limits",), {}),) for name, value in row.items()
+             if name.endswith("/s")]
+    lines += [f"- `import gmmt_fusion` {row['package_s']:.3f} s on top of `import torch`, with `GenerativeFusion` and "
+              f"`attach` {row['used_s']:.3f} s" for row in (rows.get(("importing",)),) if row]
+    return ["## The machine, and the import", "", *lines, ""] if lines else []
+
+
 def goals(rows: Report, quick: bool) -> list[str]:
     """Each goal against what was measured: ratios of whole frames by the median of rounds, others by the fastest."""
     checks: list[tuple[str, float, float]] = []  # what, measured, at most; a goal of "at least" is negative
@@ -102,9 +111,9 @@ def goals(rows: Report, quick: bool) -> list[str]:
             for path in ("plain", "optimised"):
                 checks += [(f"small on the ViT-B host, {path}, × {against}", row[key][path]["median_ratio"], 1.10)
                            for against, key in (("untouched", "frames"), ("no fusion", "to_no_fusion"))]
-        elif host in REAL_HOSTS:
+        elif host in GOALS:
             checks += [(f"small on the real {host}, {path}, × untouched", row["frames"][path]["median_ratio"],
-                        REAL_HOSTS[host]) for path in ("plain", "optimised")]
+                        GOALS[host]) for path in ("plain", "optimised")]
         elif host == "vit_b" and "CUDA graph" in row["frames"]:
             best = max(1e3 / times["fastest_ms"] for path, times in row["frames"].items()
                        if path != "no fusion" and "untouched" not in path)
@@ -125,6 +134,9 @@ def goals(rows: Report, quick: bool) -> list[str]:
         if "bfloat16" in at["paths"]:
             faster = at["paths"]["optimised"]["fastest_ms"] / at["paths"]["bfloat16"]["fastest_ms"]
             checks.append((f"{preset}, {method}, batch 8, bfloat16 faster than float32", -faster, -1.8))
+    if ("importing",) in rows:
+        checks += [(f"import, {what}, seconds", rows["importing",][key], 0.2)
+                   for what, key in (("package", "package_s"), ("with attach", "used_s"))]
     lines = [f"- {what}: {abs(measured):.3f}, goal at {'least' if goal < 0 else 'most'} {abs(goal):.2f}"
              f"{'' if measured <= goal else ', MISSED'}" for what, measured, goal in checks]
     return ["## Goals", "", *lines] if lines and not quick else []

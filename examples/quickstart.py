@@ -104,9 +104,12 @@ def track_all(tracker: SiameseTracker, sequences: list[Sequence], name: str) -> 
 
 
 def score(boxes: dict[str, np.ndarray], sequences: list[Sequence]) -> Scores:
-    attributes = {sequence.name: sequence.attributes for sequence in sequences if sequence.attributes}
+    attributes: dict[str, list[str]] = {}
+    for sequence in sequences:
+        for attribute in sequence.attributes:
+            attributes.setdefault(attribute, []).append(sequence.name)
     return evaluate(boxes, {sequence.name: sequence.boxes_visible for sequence in sequences}, "lasher",
-                    attributes=attributes or None)
+                    attributes=attributes)
 
 
 def markdown(scores: dict[str, Scores], rates: dict[str, float], handle: Attachment) -> str:

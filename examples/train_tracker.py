@@ -17,9 +17,10 @@ import torch
 from embedded.sequences import TEST_SEEDS, TRAIN_SEEDS, VALIDATION_SEEDS, generate_sequence
 from embedded.siamese import MODALITIES, SiameseTracker, load_tracker
 from embedded.tracking import run
-from embedded.training import PairDataset, save_atomically, train_stage
+from embedded.training import PairDataset, train_stage
 from safetensors.torch import save_file
 
+from gmmt_fusion.files import write_atomically
 from gmmt_fusion.metrics import evaluate
 
 
@@ -60,7 +61,7 @@ def train(arguments: argparse.Namespace) -> Path:
         state.update({f"alone.{name}.{key}": v for key, v in networks[name].state_dict().items() if "head." in key})
     halves = {k: v.half().contiguous() if v.is_floating_point() else v.contiguous() for k, v in state.items()}
     path = arguments.out / "siamese_rgbt.safetensors"
-    save_atomically(halves, path, save_file)
+    write_atomically(path, lambda to: save_file(halves, to))
     return path
 
 

@@ -9,9 +9,11 @@ import json
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from . import benchmarks, figures, plots
+from .files import write_atomically
 from .metrics import Scores, evaluate
 
 
@@ -48,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
         "--format", default="auto", choices=benchmarks.FORMATS, help="of the result files; auto takes 4 numbers as xywh"
     )
     command.add_argument(
-        "--output",
+        "--out",
         default=Path("evaluation"),
         type=Path,
         metavar="DIR",
@@ -144,7 +146,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     print("\n".join(_table({tracker: score.numbers for tracker, score in scores.items()}, "tracker")))
     for tracker, score in scores.items() if attributes else ():
         print("\n" + "\n".join(_table(score.attributes, tracker)))
-    written = write_curves(scores, options.output, options.benchmark)
+    written = write_curves(scores, options.out, options.benchmark)
     print("\nwrote " + ", ".join(map(str, written)))
 
 
@@ -158,23 +160,36 @@ def _table(rows: Mapping[str, Mapping[str, float]], head: str) -> list[str]:
 
 
 def write_curves(scores: Mapping[str, Scores], folder: Path, name: str) -> list[Path]:
-    """Write {tracker: scores} as `name`.json (everything), `name`.csv (the curves) and, with matplotlib, `name`.png."""
+    """Write {tracker: scores} as `name`.json (everything), `name`.csv (the curves) and, with matplotlib, `name`.png.
+
+    The curves of each attribute are in the first two as well, and in `name`_ATTRIBUTE.png.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / f"{name}.json", folder / f"{name}.csv"]
-    written[0].write_text(
-        json.dumps({tracker: score.to_dict() for tracker, score in scores.items()}, indent=1, allow_nan=False) + "\n"
-    )
-    with written[1].open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["tracker", "curve", "threshold", "percent"])
-        for tracker, score in scores.items():
-            for key, curve in score.curves.items():
-                rows.writerows(
-                    [tracker, key, f"{threshold:.6g}", f"{value:.6g}"]
-                    for threshold, value in zip(curve.thresholds, curve.values, strict=True)
-                )
+    text = json.dumps({tracker: score.to_dict() for tracker, score in scores.items()}, indent=1, allow_nan=False)
+    write_atomically(written[0], lambda path: path.write_text(text + "\n"))
+
+    def write_rows(path: Path) -> None:
+        with path.open("w", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(["tracker", "attribute", "curve", "threshold", "percent"])
+            for tracker, score in scores.items():
+                for attribute, curves in {"": score.curves, **score.attribute_curves}.items():
+                    for key, curve in curves.items():
+                        rows.writerows(
+                            [tracker, attribute, key, f"{threshold:.6g}", f"{value:.6g}"]
+                            for threshold, value in zip(curve.thresholds, curve.values, strict=True)
+                        )
+
+    write_atomically(written[1], write_rows)
     with contextlib.suppress(ImportError):  # the numbers need no matplotlib
         written.append(plots.curves(scores, folder / f"{name}.png"))
+        for key in next(iter(scores.values())).attributes:
+            of_key = {
+                tracker: replace(score, numbers=score.attributes[key], curves=score.attribute_curves[key])
+                for tracker, score in scores.items()
+            }
+            written.append(plots.curves(of_key, folder / f"{name}_{key}.png"))
     return written
 
 

@@ -153,7 +153,8 @@ def read_boxes(
         boxes = np.concatenate([low, high - low], axis=1)
         return np.trunc(boxes + np.copysign(0.5, boxes)) if round_corners else boxes
     if format == "xyxy":
-        table[:, 2:4] -= table[:, :2]
+        first, second = table[:, :2], table[:, 2:4]
+        table = np.concatenate([np.minimum(first, second), np.abs(second - first), table[:, 4:]], axis=1)
     return table
 
 
@@ -166,8 +167,8 @@ def tracker_names(folders: Sequence[Path]) -> dict[str, Path]:
 
 
 def read_names(path: str | Path) -> list[str]:
-    """Sequence names, one per line."""
-    return [line.strip() for _, line in _lines(path)]
+    """Sequence names, one per line; empty lines are left out."""
+    return [line.strip() for _, line in _lines(path) if line.strip()]
 
 
 def read_attributes(path: str | Path) -> dict[str, set[str]]:
@@ -179,7 +180,7 @@ def read_attributes(path: str | Path) -> dict[str, set[str]]:
     """
     path = Path(path)
     if path.is_file():
-        rows = [(line.split()[0], line.split()[1:], f"{path}, line {number}") for number, line in _lines(path)]
+        rows = [(words[0], words[1:], f"{path}, line {n}") for n, line in _lines(path) if (words := line.split())]
         return _by_attribute(GTOT_ATTRIBUTES, rows)
     files = [file for file in sorted(_folder(path).glob("*.txt")) if file.name not in (_SEQUENCES, _ORDER)]
     rows = [(file.stem, " ".join(read_names(file)).replace(",", " ").split(), str(file)) for file in files]
@@ -207,8 +208,11 @@ def read_image_sizes(folder: str | Path, sequences: Sequence[str]) -> dict[str, 
         path = Path(folder) / name / "sequence"
         if path.is_file():
             pairs = dict(line.split("=", 1) for _, line in _lines(path) if "=" in line)
-            if "width" in pairs and "height" in pairs:
-                sizes[name] = (int(pairs["width"]), int(pairs["height"]))
+            given = [pairs.get(side, "").strip() for side in ("width", "height")]
+            if not all(side.isdecimal() for side in given if side):
+                raise ValueError(f"{path}: width and height are {given}; expected whole numbers of pixels")
+            if all(given):
+                sizes[name] = (int(given[0]), int(given[1]))
     return sizes
 
 
@@ -255,7 +259,7 @@ def _vot_file(folder: Path, name: str) -> Path | None:
 def _read_values(path: Path) -> np.ndarray:
     """Confidences (N,), one per line; an empty line, as VOT writes for the first frame, is 0."""
     values = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in _lines(path):
         try:
             values.append(float(line.strip() or 0))
         except ValueError:

@@ -5,6 +5,7 @@ Frames are (H, W, 3) uint8 in RGB order, read one at a time; boxes are x, y, w, 
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import tempfile
@@ -90,8 +91,10 @@ class Video:
 
 @dataclass(frozen=True, eq=False)
 class Sequence:
-    """Iterates over pairs of frames, visible and auxiliary, as many as the shorter modality has.
+    """Iterates over pairs of frames, visible and auxiliary.
 
+    Recordings often lack a modality's last frame: the one before it stands in. Where more are missing, the pairs are as
+    many as the shorter modality has.
     `box` (4,) is the target's in the first frame; `truth` (M, 4) the visible modality's, NaN where it is absent.
     """
 
@@ -102,10 +105,14 @@ class Sequence:
     truth: np.ndarray | None = None
 
     def __len__(self) -> int:
-        return min(len(self.visible), len(self.auxiliary))
+        shorter, longer = sorted((len(self.visible), len(self.auxiliary)))
+        return longer if longer - shorter == 1 else shorter
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for number, (visible, auxiliary) in enumerate(zip(self.visible, self.auxiliary, strict=False), 1):
+        pairs = itertools.islice(itertools.zip_longest(self.visible, self.auxiliary), len(self))
+        last: list[np.ndarray] = []
+        for number, pair in enumerate(pairs, 1):
+            visible, auxiliary = last = [last[i] if frame is None else frame for i, frame in enumerate(pair)]
             if visible.shape != auxiliary.shape:
                 (h, w), (other_h, other_w) = visible.shape[:2], auxiliary.shape[:2]
                 raise ValueError(
@@ -122,10 +129,17 @@ class Sequence:
             raise ValueError(f"{self.name}: the box in the first frame is {_show(self.box)}; expected a positive size")
         if x >= w or y >= h or x + width <= 0 or y + height <= 0:
             raise ValueError(f"{self.name}: the box {_show(self.box)} lies outside the first frame of {w}×{h} pixels")
-        if len(self.visible) != len(self.auxiliary):
+        if (shorter := min(len(self.visible), len(self.auxiliary))) < max(len(self.visible), len(self.auxiliary)):
             warnings.warn(
-                f"{self.name} has {len(self.visible)} visible and {len(self.auxiliary)} auxiliary frames; cut to the "
-                f"first {len(self)}",
+                f"{self.name} has {len(self.visible)} visible and {len(self.auxiliary)} auxiliary frames; "
+                + ("cut to the first" if len(self) == shorter else "the last stands in for the missing one of")
+                + f" {len(self)}",
+                stacklevel=3,
+            )
+        if self.truth is not None and len(self.truth) > len(self):
+            warnings.warn(
+                f"{self.name} has {len(self.truth)} boxes of ground truth and {len(self)} frames; its results will be "
+                "too short to be scored",
                 stacklevel=3,
             )
         return self
@@ -162,8 +176,6 @@ def open_sequence(folder: str | Path, benchmark: str | None = None) -> Sequence:
     layout = BENCHMARKS[benchmark]
     visible, auxiliary = (folder / name for name in layout.pictures)
     truth = read_truth(folder.parent, benchmark, [folder.name])[folder.name][0]
-    corners = np.stack([truth[:, :2], truth[:, :2] + truth[:, 2:]])
-    truth = np.concatenate([corners.min(0), np.ptp(corners, 0)], 1)  # GTOT's corners are any two opposite ones
     return Sequence(folder.name, Pictures(visible), Pictures(auxiliary, layout.long_term), truth[0], truth).check()
 
 

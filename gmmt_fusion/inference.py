@@ -94,7 +94,7 @@ def fold(fusion: "GenerativeFusion", size: tuple[int, ...], dtype: torch.dtype) 
             network.freeze_time(method.first_timestep)
     if fusion.fused_std.device.type == "cpu" and dtype == fusion.fused_std.dtype == torch.float32:
         for module in network.modules():
-            if type(module) is nn.Conv2d:
+            if type(module) is nn.Conv2d and ProductConv2d.can_replace(module):
                 module.__class__ = ProductConv2d
         return folded
     for part in (network, folded.residual):
@@ -129,6 +129,12 @@ class ProductConv2d(nn.Conv2d):
     oneDNN reorders the weights in every call, which for such a map takes as long as the convolution itself; here the
     map is laid out instead. `paper-unet` takes half the time so (benchmarks/speed.py).
     """
+
+    @staticmethod
+    def can_replace(module: nn.Conv2d) -> bool:
+        """Whether it is a plain convolution, neither grouped nor dilated, padded with zeros by a given width."""
+        return (module.groups, module.dilation, module.padding_mode) == (1, (1, 1), "zeros") and isinstance(
+            module.padding, tuple)
 
     def forward(self, x: Tensor) -> Tensor:
         if len(x) > 1 or self.out_channels < x.shape[-2] * x.shape[-1]:

@@ -30,8 +30,8 @@ class Scores:
     """What one tracker scores under one protocol; every number is in percent.
 
     `numbers` are the protocol's headline numbers, also readable as attributes (`scores.PR`); `sequences` and
-    `attributes` hold the same numbers for each sequence and for the sequences of each attribute; `notes` say what was
-    done to results that did not fit the ground truth.
+    `attributes` hold the same numbers for each sequence and for the sequences of each attribute, `attribute_curves`
+    the curves of the latter; `notes` say what was done to results that did not fit the ground truth.
     """
 
     protocol: str
@@ -39,6 +39,7 @@ class Scores:
     curves: dict[str, Curve]
     sequences: dict[str, dict[str, float]]
     attributes: dict[str, dict[str, float]] = field(default_factory=dict)
+    attribute_curves: dict[str, dict[str, Curve]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def __getattr__(self, name: str) -> float:
@@ -49,11 +50,14 @@ class Scores:
 
     def to_dict(self) -> dict:
         """Everything as JSON can hold it; an infinite threshold becomes None."""
-        curves = {}
-        for name, curve in self.curves.items():
+
+        def plain(curve: Curve) -> dict:
             thresholds = [threshold if np.isfinite(threshold) else None for threshold in curve.thresholds.tolist()]
-            curves[name] = {"label": curve.label, "thresholds": thresholds, "values": curve.values.tolist()}
-        return {**vars(self), "curves": curves, "notes": list(self.notes)}
+            return {"label": curve.label, "thresholds": thresholds, "values": curve.values.tolist()}
+
+        curves = {name: plain(curve) for name, curve in self.curves.items()}
+        of_attributes = {key: {n: plain(c) for n, c in of.items()} for key, of in self.attribute_curves.items()}
+        return {**vars(self), "curves": curves, "attribute_curves": of_attributes, "notes": list(self.notes)}
 
 
 @dataclass(frozen=True)
@@ -261,12 +265,14 @@ def evaluate(
 
     chosen = {key: [name for name in names if name in set(members)] for key, members in (attributes or {}).items()}
     numbers, curves = pool(names)
+    pooled = {key: pool(members) for key, members in chosen.items() if members}
     return Scores(
         protocol=protocol,
         numbers=numbers,
         curves=curves,
         sequences={name: pool([name])[0] for name in names},
-        attributes={key: pool(members)[0] for key, members in chosen.items() if members},
+        attributes={key: scores for key, (scores, _) in pooled.items()},
+        attribute_curves={key: curves for key, (_, curves) in pooled.items()},
         notes=tuple(notes),
     )
 

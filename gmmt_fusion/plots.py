@@ -66,7 +66,8 @@ def tracked_frames(visible: Sequence[np.ndarray], infrared: Sequence[np.ndarray]
 
 
 def feature_maps(pictures: Mapping[str, np.ndarray], maps: Mapping[str, "Tensor"], path: Any, title: str = "") -> Path:
-    """Search patches, and beside them the energy of feature maps: the channels' root mean square at each position.
+    """Search patches, and beside them the energy of feature maps: the channels' deviation from their means, root mean
+    square over channels at each position.
 
     Args:
         pictures: (H, W, 3) or (H, W) with their captions; `maps`: (C, h, w) with theirs, each scaled to itself.

@@ -24,6 +24,7 @@ CORNERS = "10,20,30,20,30,60,10,60"
         ("1 2  3 4\r\n", {}, [[1, 2, 3, 4]]),
         ("\ufeff1.5, 2e0, 3, 4,\n\n", {}, [[1.5, 2, 3, 4]]),
         ("1,2,3,5", {"format": "xyxy"}, [[1, 2, 2, 3]]),
+        ("3,2,1,5,.5", {"format": "xyxy", "confidence": True}, [[1, 2, 2, 3, 0.5]]),
         (CORNERS, {}, [[10, 20, 20, 40]]),
         ("10,60,30,60,30,20,10,20", {"format": "corners"}, [[10, 20, 20, 40]]),
         ("10.5,20,30,20,30,60.4,10.5,60.4", {"round_corners": True}, [[11, 20, 20, 40]]),
@@ -120,11 +121,28 @@ def test_vot_results(tmp_path, kind):
 
 
 @pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("a/a_001_confidence.value", b"0.5\n", r"a_001_confidence\.value has 1 lines; expected 2"),
+        ("a/a_001_confidence.value", b"\nhigh\n", r"a_001_confidence\.value, line 2: 'high' is not a number"),
+        ("a/a_001_confidence.value", b"\xff\xfe\x81", r"a_001_confidence\.value is not a text file"),
+        ("a/sequence", b"width=wide\nheight=4", r"a/sequence: width and height are \['wide', '4'\]; expected whole"),
+    ],
+)
+def test_bad_vot_files_are_named(tmp_path, file, text, message):
+    write(tmp_path / "a" / "a_001.txt", [[1, 2, 3, 4]] * 2)
+    (tmp_path / file).write_bytes(text)
+    with pytest.raises(ValueError, match=message):
+        benchmarks.read_results(tmp_path, "vot-lt", ["a"])
+        benchmarks.read_image_sizes(tmp_path, ["a"])
+
+
+@pytest.mark.parametrize(
     ("files", "path"),
     [
         ({"flags/a.txt": "1,0", "flags/b.txt": "1,1", "Attributes_order.txt": "LI, TC"}, "flags"),
         ({"flags/LI.txt": "1\n1\n", "flags/TC.txt": "0\n1\n", "flags/SequencesName.txt": "a\nb\n"}, "flags"),
-        ({"table.txt": "a\t\t0 0 0 1 0 0 0 0\nb 0 0 0 1 0 1 0 0\n"}, "table.txt"),
+        ({"table.txt": "a\t\t0 0 0 1 0 0 0 0\n\nb 0 0 0 1 0 1 0 0\n"}, "table.txt"),
     ],
 )
 def test_attribute_layouts(tmp_path, files, path):
@@ -150,7 +168,7 @@ def lasher_folders(tmp_path):
 
 def command(folder, *trackers, extra=()):
     results = [str(folder / tracker) for tracker in trackers]
-    output = ["--output", str(folder / "out")]
+    output = ["--out", str(folder / "out")]
     truth = ["--truth", str(folder / "truth")]
     return main(["evaluate", "--benchmark", "lasher", *truth, "--results", *results, *output, *extra])
 
@@ -174,8 +192,11 @@ def test_command_prints_a_table_and_writes_curves(lasher_folders, capsys, monkey
     assert err.startswith("note: two: 2 of 2 results outrun the ground truth") and len(err.splitlines()) == 1
     written = json.loads((lasher_folders / "out/lasher.json").read_text())
     assert written["two"]["numbers"]["PR"] == pytest.approx(200 / 3)
-    assert len((lasher_folders / "out/lasher.csv").read_text().splitlines()) == 1 + 2 * (51 + 51 + 21)
-    assert (lasher_folders / "out/lasher.png").exists() == plots
+    assert written["two"]["attribute_curves"]["LI"]["SR"]["values"][0] == pytest.approx(200 / 3)
+    rows = (lasher_folders / "out/lasher.csv").read_text().splitlines()
+    assert len(rows) == 1 + 2 * 3 * (51 + 51 + 21) and "two,TC,PR,20,66.6667" in rows
+    pictures = {path.name for path in (lasher_folders / "out").glob("*.png")}
+    assert pictures == ({"lasher.png", "lasher_LI.png", "lasher_TC.png"} if plots else set())
 
 
 def test_command_keeps_folders_of_one_name_apart(lasher_folders, capsys):

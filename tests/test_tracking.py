@@ -213,10 +213,10 @@ def test_results_of_other_settings_are_not_mixed(tmp_path, capsys, monkeypatch, 
 @pytest.mark.parametrize("kind", ["videos", "folders", "depth"])
 def test_own_pair(tmp_path, capsys, kind):
     if kind == "videos":
-        visible, auxiliary = video(tmp_path / "car.mp4", 5), video(tmp_path / "heat.mp4", 4)
+        visible, auxiliary = video(tmp_path / "car.mp4", 5), video(tmp_path / "heat.mp4", 3)
     else:
         visible = pictures(tmp_path / "car", 5)
-        auxiliary = pictures(tmp_path / "heat", 4, depth=kind == "depth")
+        auxiliary = pictures(tmp_path / "heat", 3, depth=kind == "depth")
     out = tmp_path / "out"
     own = ("--visible", visible, "--auxiliary", auxiliary, "--box", "4,6,10,8")
     if kind == "depth":
@@ -224,8 +224,8 @@ def test_own_pair(tmp_path, capsys, kind):
         assert "8.png has uint16 pixels; give --depth" in capsys.readouterr().err
         own = (*own, "--depth")
     assert command(out, *own) == 0
-    assert "car has 5 visible and 4 auxiliary frames; cut to the first 4" in capsys.readouterr().err
-    assert len(np.loadtxt(out / "car.txt", delimiter=",")) == 4
+    assert "car has 5 visible and 3 auxiliary frames; cut to the first 3" in capsys.readouterr().err
+    assert len(np.loadtxt(out / "car.txt", delimiter=",")) == 3
     assert json.loads((out / "tracking.json").read_text())["box"] == "[4.0, 6.0, 10.0, 8.0]"
     shown = cv2.VideoCapture(str(out / "videos" / "car.mp4"))
     assert shown.get(cv2.CAP_PROP_FPS) == (12 if kind == "videos" else 25)
@@ -233,10 +233,38 @@ def test_own_pair(tmp_path, capsys, kind):
     while (frame := shown.read())[0]:
         frames.append(frame[1].astype(int))
     height, width = (32, 48) if kind == "videos" else (HEIGHT - 1, WIDTH)
-    assert len(frames) == 4 and frames[0].shape == (height, 2 * width, 3)
+    assert len(frames) == 3 and frames[0].shape == (height, 2 * width, 3)
     for left in (0, width):  # in both: vermilion on the box's left edge, and not elsewhere
         distance = abs(frames[0] - [0, 94, 213]).max(-1)
         assert distance[10, left + 4] < 50 < distance[20, left + 25]
+
+
+@pytest.mark.parametrize("modality", ["visible", "infrared"])
+def test_results_are_scored_though_a_modality_lacks_its_last_picture(tmp_path, capsys, modality):
+    data, out = dataset(tmp_path / "data"), tmp_path / "out"
+    (data / "b" / modality / "11.png").unlink()
+    assert command(out, "--benchmark", "lasher", "--data", data) == 0
+    assert "auxiliary frames; the last stands in for the missing one of 4" in capsys.readouterr().err
+    channels = slice(0, 3) if modality == "visible" else slice(3, 6)
+    assert np.array_equal(*(image[..., channels] for image in Follower.images[-2:]))
+    assert not np.array_equal(*Follower.images[-2:])  # the other modality has its own
+    paths = ["--truth", str(data), "--results", str(out), "--out", str(tmp_path / "scores")]
+    assert main(["evaluate", "--benchmark", "lasher", *paths]) == 0
+
+
+def test_truth_of_more_frames_is_told(tmp_path, capsys):
+    data = dataset(tmp_path / "data")
+    for modality in ("visible", "infrared"):
+        (data / "b" / modality / "11.png").unlink()
+    assert command(tmp_path / "out", "--benchmark", "lasher", "--data", data) == 0
+    assert "b has 4 boxes of ground truth and 3 frames; its results will be too short" in capsys.readouterr().err
+
+
+def test_video_that_is_shorter_than_it_says(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cv2, "CAP_PROP_FRAME_COUNT", cv2.CAP_PROP_FRAME_WIDTH)  # announces 48 frames
+    path = video(tmp_path / "car.mp4", 5)
+    assert command(tmp_path / "out", "--visible", path, "--auxiliary", path, "--box", "4,6,10,8") == 0
+    assert "car.mp4 announces 48 frames, and 5 can be read" in capsys.readouterr().err
 
 
 def overwrite(path, text):

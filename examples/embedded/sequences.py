@@ -6,8 +6,6 @@ Boxes are (x, y, w, h) from the top left, float, pixels; frames are uint8 (H, W,
 from __future__ import annotations
 
 import json
-import re
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,17 +13,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from gmmt_fusion.frames import Pictures, open_sequence
+
 from .scene import Scene
 
 TRAIN_SEEDS = range(0, 100_000)
 VALIDATION_SEEDS = range(100_000, 110_000)
 TEST_SEEDS = range(110_000, 120_000)
-
-PICTURES = {".jpg", ".jpeg", ".png", ".bmp"}
-LAYOUTS = {  # folder of the visible frames: (the infrared ones, truth of both, whether boxes are corners)
-    "visible": ("infrared", "visible.txt", "infrared.txt", False),
-    "v": ("i", "groundTruth_v.txt", "groundTruth_i.txt", True),
-}
 
 
 class Frames:
@@ -56,8 +50,7 @@ class Sequence:
     name: str
     visible: list[np.ndarray] | Frames
     infrared: list[np.ndarray] | Frames
-    boxes_visible: np.ndarray  # (N, 4)
-    boxes_infrared: np.ndarray  # (N, 4)
+    boxes_visible: np.ndarray  # (N, 4), NaN where the target is absent
     attributes: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -80,8 +73,7 @@ def generate_sequence(
     visible, infrared = zip(*(scene.render(t) for t in range(frames)), strict=True)
     name = f"generated_{seed:06d}" + ("" if severity == 1 else f"_severity_{severity:g}")
     name += "" if degraded else "_undegraded"
-    boxes = scene.boxes.astype(np.float64)
-    return Sequence(name, list(visible), list(infrared), boxes, boxes.copy(), sorted(scene.attributes))
+    return Sequence(name, list(visible), list(infrared), scene.boxes.astype(np.float64), sorted(scene.attributes))
 
 
 def write_sequence(sequence: Sequence, folder: str | Path) -> Path:
@@ -93,38 +85,27 @@ def write_sequence(sequence: Sequence, folder: str | Path) -> Path:
             path = folder / kind / f"{number:06d}.jpg"
             if not cv2.imwrite(str(path), np.ascontiguousarray(frame[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, 95]):
                 raise OSError(f"{path}: cannot be written")
-        np.savetxt(folder / f"{kind}.txt", getattr(sequence, f"boxes_{kind}"), fmt="%.2f", delimiter=",")
+        np.savetxt(folder / f"{kind}.txt", sequence.boxes_visible, fmt="%.2f", delimiter=",")
     (folder / "attributes.json").write_text(json.dumps({"attributes": list(sequence.attributes)}) + "\n")
     return folder
 
 
 def read_sequence(folder: str | Path) -> Sequence:
-    """Read one folder in LasHeR's or GTOT's layout; frames are decoded when asked for.
+    """Read one folder in LasHeR's or GTOT's layout (`gmmt_fusion.frames`); frames are decoded when asked for.
 
     Raises OSError for what is missing or unreadable and ValueError for bad contents, naming the file and line.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder")
-    layout = next((name for name in LAYOUTS if (folder / name).is_dir()), None)
-    if layout is None:
-        raise FileNotFoundError(f"{folder}: no folder 'visible' (LasHeR's layout) or 'v' (GTOT's) in it")
-    infrared_name, *truths, corners = LAYOUTS[layout]
-    pictures = [_pictures(folder / name) for name in (layout, infrared_name)]
-    boxes = [read_boxes(_truth(folder, name), corners and (folder / name).is_file()) for name in truths]
-    counts = [len(part) for part in (*pictures, *boxes)]
-    length = min(counts)
-    if length < max(counts):
-        message = (
-            f"{folder}: {counts[0]} visible frames, {counts[1]} infrared frames, {counts[2]} boxes in {truths[0]}, "
-            f"{counts[3]} in {truths[1]}"
-        )
-        # Real recordings often lose their last frame in one modality; more than that is a damaged sequence.
-        if max(counts) - length > 1:
-            raise ValueError(f"{message}; expected equal numbers")
-        warnings.warn(f"{message}; cut to the first {length}", stacklevel=2)
-    readers = [Frames(length, lambda i, paths=paths: _picture(paths[i])) for paths in pictures]
-    return Sequence(folder.name, *readers, boxes[0][:length], boxes[1][:length], _attributes(folder))
+    found = open_sequence(folder)
+    assert found.truth is not None and isinstance(found.visible, Pictures) and isinstance(found.auxiliary, Pictures)
+    counts = [len(found.visible), len(found.auxiliary), len(found.truth)]
+    # real recordings often lack the last frame of one modality; more than that is a damaged sequence
+    if max(counts) - min(counts) > 1:
+        frames = f"{counts[0]} visible and {counts[1]} infrared frames, {counts[2]} boxes"
+        raise ValueError(f"{folder}: {frames}; expected equal numbers")
+    length = min(len(found), len(found.truth))
+    visible, infrared = (Frames(length, lambda i, part=part: part[min(i, len(part) - 1)])
+                         for part in (found.visible, found.auxiliary))
+    return Sequence(found.name, visible, infrared, found.truth[:length], _attributes(Path(folder)))
 
 
 def read_sequences(root: str | Path) -> list[Sequence]:
@@ -132,60 +113,10 @@ def read_sequences(root: str | Path) -> list[Sequence]:
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder")
-    folders = sorted(f for f in root.iterdir() if f.is_dir() and any((f / name).is_dir() for name in LAYOUTS))
+    folders = sorted(f for f in root.iterdir() if (f / "visible").is_dir() or (f / "v").is_dir())
     if not folders:
         raise FileNotFoundError(f"{root}: no sequences in it; expected folders that hold 'visible' or 'v'")
     return [read_sequence(folder) for folder in folders]
-
-
-def read_boxes(path: Path, corners: bool = False) -> np.ndarray:
-    """Boxes (N, 4) from lines of x, y, w, h; or of x1 y1 x2 y2, any two opposite corners, where corners is true."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    rows = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        if not line.strip():
-            continue
-        words = re.split(r"[,\s]+", line.strip().strip(","))
-        try:
-            row = [float(word) for word in words]
-        except ValueError:
-            raise ValueError(f"{path}, line {number}: {line.strip()!r} is not a row of numbers") from None
-        if len(row) < 4:
-            raise ValueError(f"{path}, line {number}: {len(row)} columns; expected 4")
-        if not np.isfinite(row).all():
-            raise ValueError(f"{path}, line {number}: {line.strip()!r} holds a value that is not finite")
-        rows.append(row[:4])
-    if not rows:
-        raise ValueError(f"{path}: no boxes in it")
-    boxes = np.array(rows, np.float64)
-    if corners:
-        first, second = boxes[:, :2], boxes[:, 2:]
-        boxes = np.concatenate([np.minimum(first, second), np.abs(second - first)], 1)
-    return boxes
-
-
-def _truth(folder: Path, name: str) -> Path:
-    """The file of the boxes; init.txt (x, y, w, h for both modalities) stands in where it alone is there."""
-    path = folder / name
-    return folder / "init.txt" if not path.is_file() and (folder / "init.txt").is_file() else path
-
-
-def _pictures(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder")
-    paths = [p for p in folder.iterdir() if p.suffix.lower() in PICTURES]
-    if not paths:
-        raise FileNotFoundError(f"{folder}: no pictures in it; expected {', '.join(sorted(PICTURES))}")
-    # By number, not by letter: not all data sets pad their numbers.
-    return sorted(paths, key=lambda p: ([int(n) for n in re.findall(r"\d+", p.stem)], p.name))
-
-
-def _picture(path: Path) -> np.ndarray:
-    picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if picture is None:
-        raise OSError(f"{path}: not a picture that can be read")
-    return np.ascontiguousarray(picture[..., ::-1])
 
 
 def _attributes(folder: Path) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterable
 from itertools import pairwise
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from gmmt_fusion.degradation import Degradation
+from gmmt_fusion.files import write_atomically
 
 from .scene import Scene
 from .siamese import SEARCH_SIZE, TEMPLATE_SIZE, SiameseTracker, make_labels
@@ -135,14 +135,6 @@ class Scenes(Degradation):
         return ({**batch, "template": template, "search": search},), options
 
 
-def save_atomically(value, path: Path, save: Callable = torch.save) -> None:
-    """Write beside the file, then rename: an interrupted run leaves the old file whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    save(value, temporary)
-    os.replace(temporary, path)
-
-
 def train_stage(
     network: SiameseTracker,
     trained: Iterable[nn.Module],
@@ -175,7 +167,9 @@ def train_stage(
 
     def save(step: int) -> None:
         parts = {"network": network, "optimizer": optimizer, "schedule": schedule}
-        save_atomically({"step": step, **{name: part.state_dict() for name, part in parts.items()}}, checkpoint)
+        state = {"step": step, **{name: part.state_dict() for name, part in parts.items()}}
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(checkpoint, lambda path: torch.save(state, path))
 
     rest = Subset(dataset, range(first * batch, steps * batch))
     means: dict[str, float] = {}
