@@ -105,12 +105,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--hosts", nargs="+", choices=("embedded", "vit_b"), default=("embedded", "vit_b"))
-    parser.add_argument("--steps", type=int, default=8, help="steps of an epoch (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=5, help="steps of an epoch (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=8, help="samples a step (default: %(default)s)")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float16")
     options = parser.parse_args()
 
-    report: dict[str, Any] = {"command": " ".join(sys.argv), 
+    report: dict[str, Any] = {"command": " ".join(sys.argv),
                               **machine(torch.device("cpu")), **now(), "rows": {}}
     for name in options.hosts:
         torch.manual_seed(0)

@@ -9,12 +9,12 @@ step from pure noise lands from the host's fused map: |fused* − fused|² / |fu
 import argparse
 import itertools
 import json
-import platform
 import sys
 import time
 from pathlib import Path
 
 import torch
+from measuring import machine, now
 from tqdm import tqdm
 
 from gmmt_fusion import GenerativeFusion, attach
@@ -47,7 +47,7 @@ def error(fusion: GenerativeFusion, maps: list) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--steps", type=int, default=200, help="optimiser steps a setting (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=100, help="optimiser steps a setting (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=1, help="runs a setting (default: %(default)s)")
     options = parser.parse_args()
 
@@ -79,8 +79,7 @@ def main() -> None:
     lines += [f"| {r['prediction_type']} | {r['weighting']} | {r['last_step_probability']} | "
               f"{' '.join(f'{e:.4f}' for e in r['errors'])} |" for r in rows]
     lines += [f"\nBefore training, calibrated: {start:.4f} on the calibration data."]
-    report = {"command": " ".join(sys.argv), "machine": platform.processor() or platform.machine(),
-              "torch": torch.__version__, "threads": torch.get_num_threads(), "seconds": time.monotonic() - started,
+    report = {"command": " ".join(sys.argv), **machine(torch.device("cpu")), **now(), "seconds": time.monotonic() - started,
               "steps": options.steps, "calibrated": start, "rows": rows}
     options.out.mkdir(parents=True, exist_ok=True)
     write_atomically(options.out / "one_step.json", lambda path: path.write_text(json.dumps(report, indent=1) + "\n"))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from cases import CASES, Case
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from two_processes import of_both, run_in_two_processes
 
 from gmmt_fusion import Attachment, attach
@@ -171,6 +172,21 @@ def test_inference_skips_the_hosts_fusion(case: Case) -> None:
     with handle.disabled():
         case.run(network)
     assert calls
+
+
+@each_host
+def test_training_keeps_no_activation_of_the_host(case: Case) -> None:
+    network, _ = attached(case)
+    first: list[str] = []  # whose output has a graph
+
+    def note(name: str) -> Any:
+        return lambda module, args, output: first.append(name) if any(
+            leaf.requires_grad for leaf in tree_leaves(output) if isinstance(leaf, Tensor)) else None
+
+    for name, module in network.named_modules():
+        module.register_forward_hook(note(name))
+    case.train(network.train())
+    assert first and first[0].startswith("gmmt_fusion."), first[:1]
 
 
 @each_host
