@@ -72,9 +72,9 @@ class Silent(nn.Module):
 
 
 class Convolutions(nn.Module):
-    """A plain fusion, 3×3, 1×1, 3×3, of about the parameters of the UViT (0.25 M, 0.20 M) and the FLOP of the UNet."""
+    """A plain fusion: 3×3, 1×1, 3×3."""
 
-    def __init__(self, width: int = 136) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(nn.Conv2d(2 * CHANNELS, width, 3, padding=1), nn.GroupNorm(8, width), nn.GELU(),
                                     nn.Conv2d(width, width, 1), nn.GELU())
@@ -82,6 +82,11 @@ class Convolutions(nn.Module):
 
     def forward(self, maps: Tensor, timesteps: Tensor) -> Tensor:
         return self.last_layer(self.layers(maps))
+
+
+WIDTHS = {"convolution": 136, "wide convolution": 448}
+"""Of the plain fusions: about the parameters of the UViT (0.25 M, 0.20 M), which are the FLOP of the UNet, too; and
+those of the UNet (0.98 M, 0.97 M)."""
 
 
 class Frozen(nn.Module):
@@ -101,11 +106,11 @@ def built(arm: Arm, seed: int, features: CachedFeatures) -> Attachment:
     torch.manual_seed(seed)
     fusion = GenerativeFusion(CHANNELS, size=SEARCH_MAP, **{"residual": "conv3x3"} | arm.fusion).manual_seed(seed)
     if arm.control:
-        fusion.network = Convolutions() if arm.control == "convolution" else Silent()
+        fusion.network = Convolutions(WIDTHS[arm.control]) if arm.control in WIDTHS else Silent()
     handle = attach(load_tracker(), fusion, ModuleAdapter("fusion", "head", size=SEARCH_MAP))
     batch = next(iter(DataLoader(features, min(128, len(features)))))
     fusion.calibrate([([batch["feature_0"].float(), batch["feature_1"].float()], batch["fused"].float())])
-    if arm.control not in (None, "convolution"):
+    if isinstance(fusion.network, Silent):
         fusion.residual = Frozen(fusion.residual)
     return handle
 

@@ -11,9 +11,9 @@ class Arm:
     """A row of a table.
 
     fusion: arguments of GenerativeFusion. weight: λ. control: "base" is the tracker as it comes, "head" trains the new
-    head alone, on the host's fusion, and "convolution" trains a network of plain convolutions. degraded: False tests on
-    the same scenes with two good modalities. window: weight of the tracker's cosine window. degradation: share of the
-    training samples that are degraded further than their scene is. twins: the generative loss has the fused map of the
+    head alone, on the host's fusion, "convolution" and "wide convolution" train a network of plain ones. degraded:
+    False tests on the same scenes with two good modalities. window: weight of the tracker's cosine window. degradation:
+    share of the training samples that are degraded further than their scene is. twins: the generative loss has the fused map of the
     scene with two good modalities as its target; otherwise that of the sample before it is degraded further.
     training: "optimizer" is one of gmmt_fusion.recipes, in place of AdamW with a lower rate for the head; "ema_decay".
     interpolation: how far the weights go from their start to where training ends (Wortsman et al., CVPR 2022).
@@ -44,7 +44,8 @@ ROWS = [HEAD,
         Arm("UNet, no generative loss", RAW | UNET, 0.0),
         *(Arm(f"{name}, UNet", method | UNET) for name, method in METHODS.items())]
 TABLES: dict[str, list[Arm]] = {
-    "table2": [*ROWS, *(replace(arm, label=arm.label + UNDEGRADED, degraded=False)
+    "table2": [*ROWS, Arm("plain convolutions, the UNet's size", RAW, 0.0, "wide convolution"),
+               *(replace(arm, label=arm.label + UNDEGRADED, degraded=False)
                         for arm in (BASE, Arm("DM, UNet", BEST)))],
     "networks": [*ROWS, *(Arm(f"{name}, UViT", method | UVIT) for name, method in METHODS.items())],
     "window": [replace(arm, label=f"{arm.label}, window {window:g}", window=window)

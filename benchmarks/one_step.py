@@ -79,8 +79,8 @@ def main() -> None:
     lines += [f"| {r['prediction_type']} | {r['weighting']} | {r['last_step_probability']} | "
               f"{' '.join(f'{e:.4f}' for e in r['errors'])} |" for r in rows]
     lines += [f"\nBefore training, calibrated: {start:.4f} on the calibration data."]
-    report = {"command": " ".join(sys.argv), **machine(torch.device("cpu")), **now(), "seconds": time.monotonic() - started,
-              "steps": options.steps, "calibrated": start, "rows": rows}
+    report = {"command": " ".join(sys.argv), **machine(torch.device("cpu")), **now(),
+              "seconds": time.monotonic() - started, "steps": options.steps, "calibrated": start, "rows": rows}
     options.out.mkdir(parents=True, exist_ok=True)
     write_atomically(options.out / "one_step.json", lambda path: path.write_text(json.dumps(report, indent=1) + "\n"))
     write_atomically(options.out / "one_step.md", lambda path: path.write_text("\n".join(lines) + "\n"))
