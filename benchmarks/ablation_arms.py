@@ -13,8 +13,9 @@ class Arm:
     fusion: arguments of GenerativeFusion. weight: λ. control: "base" is the tracker as it comes, "head" trains the new
     head alone, on the host's fusion, "convolution" and "wide convolution" train a network of plain ones. degraded:
     False tests on the same scenes with two good modalities. window: weight of the tracker's cosine window. degradation:
-    share of the training samples that are degraded further than their scene is. twins: the generative loss has the fused map of the
-    scene with two good modalities as its target; otherwise that of the sample before it is degraded further.
+    share of the training samples that are degraded further than their scene is. twins: the generative loss has the
+    fused map of the scene with two good modalities as its target; otherwise that of the sample before it is degraded
+    further.
     training: "optimizer" is one of gmmt_fusion.recipes, in place of AdamW with a lower rate for the head; "ema_decay".
     interpolation: how far the weights go from their start to where training ends (Wortsman et al., CVPR 2022).
     sampling: attributes set on the trained fusion, and the dtype that it is optimised to.

@@ -153,8 +153,8 @@ def read_boxes(
         boxes = np.concatenate([low, high - low], axis=1)
         return np.trunc(boxes + np.copysign(0.5, boxes)) if round_corners else boxes
     if format == "xyxy":
-        first, second = table[:, :2], table[:, 2:4]
-        table = np.concatenate([np.minimum(first, second), np.abs(second - first), table[:, 4:]], axis=1)
+        one, other = table[:, :2], table[:, 2:4]
+        table = np.concatenate([np.minimum(one, other), np.abs(other - one), table[:, 4:]], axis=1)
     return table
 
 
