@@ -184,7 +184,7 @@ def test_command_tracks_resumes_and_is_evaluated(tmp_path, capsys, benchmark):
     assert len(Follower.images) == 4  # b alone
     assert whole == {path: path.read_bytes() for path in whole}
     assert sorted(path.name for path in (out / "videos").iterdir()) == ["a.mp4", "b.mp4"]
-    truth = ("--truth", str(data), "--results", str(out), "--output", str(tmp_path / "curves"))
+    truth = ("--truth", str(data), "--results", str(out), "--out", str(tmp_path / "curves"))
     assert main(["evaluate", "--benchmark", benchmark, *truth]) == 0
     assert "2 sequences" in capsys.readouterr().out
 
