@@ -21,14 +21,24 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
 def curves(scores: Mapping[str, "Scores"], path: Any) -> Path:
-    """The curves of one protocol, one panel each, a line per tracker with its headline number."""
+    """The curves of one protocol, one panel each, a line per tracker with its headline number.
+
+    Of a long-term protocol precision over recall, with F and a dot where it is largest: the confidences of different
+    trackers share no scale.
+    """
     keys = list(next(iter(scores.values())).curves)
-    figure, axes = _figure(1, len(keys), 4.6, 3.8)
-    for axis, key in zip(axes[0], keys, strict=True):
+    long_term = "recall" in keys
+    panels = ["precision"] if long_term else keys
+    figure, axes = _figure(1, len(panels), 4.6, 3.8)
+    for axis, key in zip(axes[0], panels, strict=True):
         for (tracker, score), colour in zip(scores.items(), _cycle(len(scores)), strict=True):
-            curve = score.curves[key]
-            axis.plot(curve.thresholds, curve.values, color=colour, label=f"{tracker} {score.numbers[key]:.1f}")
-        axis.set(xlabel=curve.label, ylabel=f"{key} (%)", ylim=(0, 100))
+            curve, numbers = score.curves[key], score.numbers
+            over = score.curves["recall"].values if long_term else curve.thresholds
+            headline = f"F {numbers['F']:.1f}" if long_term else f"{numbers[key]:.1f}"
+            axis.plot(over, curve.values, color=colour, label=f"{tracker} {headline}")
+            if long_term:
+                axis.plot(numbers["recall"], numbers["precision"], "o", color=colour)
+        axis.set(xlabel="recall (%)" if long_term else curve.label, ylabel=f"{key} (%)", ylim=(0, 100))
         axis.grid(alpha=0.3)
         axis.legend(frameon=False)
     return _save(figure, path)

@@ -8,6 +8,7 @@ import torch
 from cases import CASES
 
 from gmmt_fusion import attach, figures, plots, tracking
+from gmmt_fusion.metrics import evaluate
 
 CONCAT = CASES[0]
 BUILDER = """
@@ -243,3 +244,19 @@ def test_the_command_refuses(folders, tmp_path, monkeypatch, arguments, message)
         command(folders, tmp_path / "out", arguments.get("fusion", "diffusion"), *extra,
                 builder=arguments.get("builder", "OSTrack"))
     assert not (tmp_path / "out").exists()
+
+
+def test_long_term_trackers_meet_in_one_plane(drawn):
+    """Whatever the scale of their confidences."""
+    boxes = {"a": np.tile([10.0, 20, 30, 40], (50, 1))}
+    found = boxes["a"] + np.linspace(0, 20, 50)[:, None]
+    scores = {name: evaluate({"a": found}, boxes, "vot-lt", image_sizes={"a": (99, 99)},
+                             confidences={"a": scale * np.linspace(1, 0.1, 50)})
+              for name, scale in (("large", 1000.0), ("small", 0.01))}
+    plots.curves(scores, "unused")
+    (axis,) = drawn[0].axes
+    one, dot, other, _ = (line.get_xydata() for line in axis.lines)
+    assert axis.get_xlabel() == "recall (%)" and axis.get_ylabel() == "precision (%)"
+    np.testing.assert_allclose(one, other)
+    assert dot.tolist() == [[scores["large"].recall, scores["large"].precision]]
+    assert axis.get_legend().get_texts()[0].get_text() == f"large F {scores['large'].F:.1f}"
