@@ -78,7 +78,8 @@ def markdown(entries: list[dict[str, Any]]) -> str:
     """A table for each setting."""
     lines = []
     for setting, title in SETTINGS.items():
-        lines += [f"| {title} | trained | loss of pairs | SR of pairs | over base | PR | NPR | SR | over base |",
+        lines += [f"| {title} | trained | loss of pairs (less is better) | SR of pairs | SR of pairs over base "
+                  "| PR | NPR | SR | SR over base |",
                   "|---|---|---|---|---|---|---|---|---|"]
         for e in entries:
             if e["setting"] == setting:
