@@ -61,7 +61,7 @@ def inference(rows: Report) -> list[str]:
                              *(shares(rows, row, at, path) for path in ("plain", "optimised")), strict=True)),
                          f"{memory[name]['peak_mb'][batch]:.0f} MB" if name in memory else ""])
     return table("A pass of the fusion", ["preset", "method", "parameters", "batch", "GFLOP", "plain", "rounds",
-                                          "other paths", "matrix product", "of its rate: plain, optimised",
+                                          "other paths", "matrix product", "of its best rate: plain, optimised",
                                           "of the roofline: plain, optimised", "peak beyond the weights"], body)
 
 
