@@ -1,4 +1,4 @@
-"""Trackers to measure beside, and the machine that they are measured on."""
+"""Trackers to measure beside, what to measure a fusion against, and the machine."""
 
 import datetime
 import importlib
@@ -130,6 +130,33 @@ def real_host(bench: Any, name: str) -> Host:
         return tracker.track(frames[1])
 
     return Host(tracker, run, 768, 16)
+
+
+class Mean(nn.Module):
+    """No fusion at all: the mean of the modality maps, which come as one concatenation."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return torch.stack(maps.chunk(2, dim=1)).mean(0)
+
+
+class MeanFusion(GenerativeFusion):
+    """The same where a GenerativeFusion is expected."""
+
+    def forward(self, *features: Tensor) -> Tensor:
+        return torch.stack(features).mean(0)
+
+
+class Kept(nn.Module):
+    """The fusion in the host's place by hand: nothing is frozen, so that the host's graph is kept."""
+
+    def __init__(self, own: nn.Module, fusion: GenerativeFusion) -> None:
+        super().__init__()
+        self.own, self.fusion = own, fusion
+
+    def forward(self, maps: Tensor) -> Tensor:
+        output = self.fusion.loss(maps.chunk(2, dim=1), self.own(maps).detach())
+        self.generative_loss = output.loss
+        return output.fused
 
 
 def _cpuinfo(field: str) -> str:

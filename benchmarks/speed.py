@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import REAL_HOSTS, Host, build_host, has_bfloat16, machine, now
+from measuring import REAL_HOSTS, Host, Kept, Mean, MeanFusion, build_host, has_bfloat16, machine, now
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -213,20 +213,6 @@ def training(bench: Bench, preset: str, method: str) -> Row:
     return {"batch": batch, "peak_mb": memory, **summary(bench.interleave({"step": step}), "step")["step"]}
 
 
-class Mean(nn.Module):
-    """No fusion at all: the mean of the modality maps, which come as one concatenation."""
-
-    def forward(self, maps: Tensor) -> Tensor:
-        return torch.stack(maps.chunk(2, dim=1)).mean(0)
-
-
-class MeanFusion(GenerativeFusion):
-    """The same where a GenerativeFusion is expected."""
-
-    def forward(self, *features: Tensor) -> Tensor:
-        return torch.stack(features).mean(0)
-
-
 def frame(bench: Bench, name: str, preset: str, dtype: str) -> Row:
     """A frame of the host untouched, with no fusion at all, and with the fusion attached, by every path."""
     kind = getattr(torch, dtype)
@@ -268,19 +254,6 @@ def attaching(bench: Bench, name: str) -> Row:
             host.attach(MeanFusion(host.channels, size=host.size, **tiny).eval())
         functions[way] = host.run
     return summary(bench.interleave(functions, 1 if bench.quick else 20), "untouched")
-
-
-class Kept(nn.Module):
-    """The fusion in the host's place by hand: nothing is frozen, so that the host's graph is kept."""
-
-    def __init__(self, own: nn.Module, fusion: GenerativeFusion) -> None:
-        super().__init__()
-        self.own, self.fusion = own, fusion
-
-    def forward(self, maps: Tensor) -> Tensor:
-        output = self.fusion.loss(maps.chunk(2, dim=1), self.own(maps).detach())
-        self.generative_loss = output.loss
-        return output.fused
 
 
 def memory(bench: Bench, way: str) -> Row:
