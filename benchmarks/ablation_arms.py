@@ -80,7 +80,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "table2": {"seeds": 5, "steps": 1200, "sequences": 64, "split": "test"},
     "networks": {"seeds": 5, "sequences": 32, "split": "test"},
     "window": {"steps": 1200, "sequences": 48},
-    "precision": {"sequences": 32},
+    "precision": {"sequences": 32, "bfloat16": False},
     "degradation": {"pairs": 3200, "training_sequences": 200},
 }
 """Where a table differs from the defaults of the command line."""
