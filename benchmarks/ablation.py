@@ -1,7 +1,6 @@
 """The paper's ablations on the embedded tracker: what the generative fusion brings, against controls, over seeds.
 
     python benchmarks/ablation.py table2             what is gained, against controls, by which method
-    python benchmarks/ablation.py networks           the same with the other network
     python benchmarks/ablation.py window             the tracker's own parameter, for base, head and DM
     python benchmarks/ablation.py weight|steps|blocks|weighting|prediction|training|noise|precision|degradation|\
         interpolation
@@ -41,6 +40,7 @@ from tqdm import tqdm
 from gmmt_fusion import Attachment, GenerativeFusion, attach, recipes
 from gmmt_fusion.adapters import ModuleAdapter
 from gmmt_fusion.cache import CachedFeatures, cache_features
+from gmmt_fusion.calibration import least_squares_convolution
 from gmmt_fusion.degradation import Degradation
 from gmmt_fusion.files import write_atomically
 from gmmt_fusion.metrics import evaluate
@@ -109,7 +109,15 @@ def built(arm: Arm, seed: int, features: CachedFeatures) -> Attachment:
         fusion.network = Convolutions(WIDTHS[arm.control]) if arm.control in WIDTHS else Silent()
     handle = attach(load_tracker(), fusion, ModuleAdapter("fusion", "head", size=SEARCH_MAP))
     batch = next(iter(DataLoader(features, min(128, len(features)))))
-    fusion.calibrate([([batch["feature_0"].float(), batch["feature_1"].float()], batch["fused"].float())])
+    features, fused = [batch["feature_0"].float(), batch["feature_1"].float()], batch["fused"].float()
+    if arm.calibrated:
+        fusion.calibrate([(features, fused)])
+    if arm.unnormalised is not None:  # the same residual path, on other numbers
+        for name in ("feature", "fused"):
+            getattr(fusion, f"{name}_mean").zero_()
+            getattr(fusion, f"{name}_std").fill_(1 / arm.unnormalised)
+        weight, bias, _ = least_squares_convolution([(torch.cat(features, 1), fused)], fusion.residual.kernel_size[0])
+        fusion.residual.load_state_dict({"weight": weight, "bias": arm.unnormalised * bias})
     if isinstance(fusion.network, Silent):
         fusion.residual = Frozen(fusion.residual)
     return handle
@@ -165,12 +173,14 @@ def trained(arm: Arm, seed: int, options: argparse.Namespace) -> Attachment:
 
 def features_folder(arm: Arm, options: argparse.Namespace) -> Path:
     target = "twins" if arm.twins else "own"
-    return options.work / f"features-{target}-{arm.degradation:g}-{options.pairs}-of-{options.training_sequences}"
+    kind = "-".join(map(str, [arm.degradation["probability"], *arm.degradation.get("kinds", [])]))
+    return options.work / f"features-{target}-{kind}-{options.pairs}-of-{options.training_sequences}"
 
 
 def training_key(arm: Arm, seed: int, options: argparse.Namespace) -> str:
     """Names what was trained; arms that differ in how they sample or track share it."""
-    what = [arm.fusion, arm.weight, arm.control, arm.degradation, arm.twins, arm.training]
+    what = [arm.fusion, arm.weight, arm.control, arm.degradation, arm.twins, arm.training, arm.calibrated,
+            arm.unnormalised]
     return key({"arm": what, **{name: getattr(options, name) for name in TRAINING}}, seed)
 
 
@@ -277,7 +287,7 @@ def prepare(arms: list[Arm], options: argparse.Namespace) -> None:
     for arm in arms:
         if arm.control != "base":
             write_features(features_folder(arm, options), TRAIN_SEEDS, options.training_sequences, options.pairs,
-                           Scenes(arm.degradation) if arm.twins else Degradation(arm.degradation))
+                           (Scenes if arm.twins else Degradation)(**arm.degradation))
     write_features(options.work / CALIBRATION, TRAIN_SEEDS, *CALIBRATION_PAIRS)
     pictures = {arm.degraded for arm in arms}
     for (number, (setting, severity)), degraded in itertools.product(enumerate(SEVERITY.items()), pictures):

@@ -5,6 +5,8 @@ from typing import Any
 
 from ablation_tables import UNDEGRADED
 
+from gmmt_fusion.degradation import KINDS
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -13,9 +15,10 @@ class Arm:
     fusion: arguments of GenerativeFusion. weight: λ. control: "base" is the tracker as it comes, "head" trains the new
     head alone, on the host's fusion, "convolution" and "wide convolution" train a network of plain ones. degraded:
     False tests on the same scenes with two good modalities. window: weight of the tracker's cosine window. degradation:
-    share of the training samples that are degraded further than their scene is. twins: the generative loss has the
-    fused map of the scene with two good modalities as its target; otherwise that of the sample before it is degraded
-    further.
+    arguments of Degradation, by which training samples are degraded further than their scene is. twins: the generative
+    loss has the fused map of the scene with two good modalities as its target; otherwise that of the sample before it
+    is degraded further. calibrated: False starts as built, far from the host. unnormalised: the fusion sees the host's
+    maps times this number, and not with mean 0 and variance 1.
     training: "optimizer" is one of gmmt_fusion.recipes, in place of AdamW with a lower rate for the head; "ema_decay".
     interpolation: how far the weights go from their start to where training ends (Wortsman et al., CVPR 2022).
     sampling: attributes set on the trained fusion, and the dtype that it is optimised to.
@@ -27,8 +30,10 @@ class Arm:
     control: str | None = None
     degraded: bool = True
     window: float = 0.25
-    degradation: float = 0.3
+    degradation: dict[str, Any] = field(default_factory=lambda: {"probability": 0.3})
     twins: bool = True
+    calibrated: bool = True
+    unnormalised: float | None = None
     training: dict[str, Any] = field(default_factory=dict)
     interpolation: float = 1.0
     sampling: dict[str, Any] = field(default_factory=dict)
@@ -40,15 +45,15 @@ BEST = DM | UNET
 BASE = Arm("base", control="base")
 HEAD = Arm("head retrained alone", RAW, 0.0, "head")
 METHODS = {"RAW": RAW, "CGAN": CGAN, "DM": DM}
-ROWS = [HEAD,
-        Arm("plain convolutional fusion", RAW, 0.0, "convolution"),
-        Arm("UNet, no generative loss", RAW | UNET, 0.0),
-        *(Arm(f"{name}, UNet", method | UNET) for name, method in METHODS.items())]
 TABLES: dict[str, list[Arm]] = {
-    "table2": [*ROWS, Arm("plain convolutions, the UNet's size", RAW, 0.0, "wide convolution"),
+    "table2": [HEAD,
+               Arm("plain convolutional fusion", RAW, 0.0, "convolution"),
+               Arm("plain convolutions, the UNet's size", RAW, 0.0, "wide convolution"),
+               Arm("UNet, no generative loss", RAW | UNET, 0.0),
+               *(Arm(f"{name}, {network}", method | options) for network, options in (("UNet", UNET), ("UViT", UVIT))
+                 for name, method in METHODS.items()),
                *(replace(arm, label=arm.label + UNDEGRADED, degraded=False)
-                        for arm in (BASE, Arm("DM, UNet", BEST)))],
-    "networks": [*ROWS, *(Arm(f"{name}, UViT", method | UVIT) for name, method in METHODS.items())],
+                 for arm in (BASE, Arm("DM, UNet", BEST)))],
     "window": [replace(arm, label=f"{arm.label}, window {window:g}", window=window)
                for arm in (BASE, HEAD, Arm("DM, UNet", BEST)) for window in (0.1, 0.25, 0.4)],
     "weight": [Arm(f"λ = {weight}", BEST, float(weight)) for weight in (0, 1, 2, 3, 5, 10, 100)],
@@ -65,6 +70,8 @@ TABLES: dict[str, list[Arm]] = {
     "training": [Arm("as in the other tables", BEST),
                  Arm("residual path of 1×1", BEST | {"residual": "conv1x1"}),
                  Arm("no residual path", BEST | {"residual": None}),
+                 Arm("not calibrated", BEST, calibrated=False),
+                 *(Arm(f"not normalised, maps × {scale:g}", BEST, unnormalised=scale) for scale in (0.1, 1.0, 10.0)),
                  Arm("one rate of 4e-4", BEST, training={"optimizer": "adamw_optimizer"}),
                  Arm("the paper's SGD", BEST, training={"optimizer": "paper_optimizer"}),
                  Arm("moving average, decay 0.99", BEST, training={"ema_decay": 0.99})],
@@ -72,13 +79,15 @@ TABLES: dict[str, list[Arm]] = {
     "interpolation": [Arm(f"{share:g}", BEST, interpolation=share) for share in (0.25, 0.5, 0.75, 1.0)],
     "precision": [Arm("float32", BEST), *(Arm(f"optimize(dtype=torch.{dtype})", BEST, sampling={"optimize": dtype})
                                           for dtype in ("float32", "bfloat16"))],
-    "degradation": [*(Arm(f"twins, share {share:g}", BEST, degradation=share) for share in (0.0, 0.3, 0.6)),
-                    *(Arm(f"own pictures, share {share:g}", BEST, degradation=share, twins=False)
-                      for share in (0.0, 0.3, 0.6))],
+    "degradation": [Arm(f"{target}, share {share:g}{name}", BEST, degradation={"probability": share} | kinds,
+                        twins=target == "twins")
+                    for target in ("twins", "own pictures")
+                    for share, name, kinds in ((0.0, "", {}), (0.3, "", {}), (0.6, "", {}),
+                                               (0.3, ", missing alone", {"kinds": ["missing"]}),
+                                               (0.3, ", none missing", {"kinds": KINDS[:-1]}))],
 }
 RECIPES: dict[str, dict[str, Any]] = {
     "table2": {"seeds": 5, "steps": 1200, "sequences": 64, "split": "test"},
-    "networks": {"seeds": 5, "sequences": 32, "split": "test"},
     "window": {"steps": 1200, "sequences": 48},
     "precision": {"sequences": 32, "bfloat16": False},
     "degradation": {"pairs": 3200, "training_sequences": 200},

@@ -23,11 +23,17 @@ class Degradation:
 
     Args:
         probability: share of the samples that are degraded.
+        kinds: of these, one is drawn for each of them; ("missing",) is modality dropout.
+
+    Raises:
+        ValueError: a share outside 0 to 1, an unknown kind, or none.
     """
 
-    def __init__(self, probability: float = 0.5) -> None:
+    def __init__(self, probability: float = 0.5, kinds: Sequence[str] = KINDS) -> None:
         check_share("probability", probability)
-        self.probability = probability
+        if isinstance(kinds, str) or not kinds or not set(kinds) <= set(KINDS):
+            raise ValueError(f"kinds={kinds!r} is unknown; expected one or several of {KINDS}, in a tuple")
+        self.probability, self.kinds = probability, tuple(kinds)
 
     def __repr__(self) -> str:
         return f"{type(self).__qualname__}({', '.join(f'{key}={value!r}' for key, value in vars(self).items())})"
@@ -62,11 +68,11 @@ class Degradation:
         batch, device = len(pictures[0]), pictures[0].device
         chance, strength = torch.rand(2, batch, generator=generator, device=generator.device).to(device)
         modality, kind = (torch.randint(most, (batch,), generator=generator, device=generator.device).to(device)
-                          for most in (len(pictures), len(KINDS)))
+                          for most in (len(pictures), len(self.kinds)))
         grain = torch.randn((batch, 1, *pictures[0].shape[2:]), generator=generator, device=generator.device).to(device)
         results = [picture.clone() for picture in pictures]
         for m, picture in enumerate(pictures):
-            for k, name in enumerate(KINDS):
+            for k, name in enumerate(self.kinds):
                 items = ((chance < self.probability) & (modality == m) & (kind == k)).nonzero()[:, 0]
                 if len(items):
                     level = rearrange(0.4 + 0.6 * strength[items], "b -> b 1 1 1")

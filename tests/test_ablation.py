@@ -105,6 +105,22 @@ def test_a_run_from_end_to_end(arm: ablation.Arm, tmp_path: Path, monkeypatch: p
     assert ablation.measured(arm, 0, options) == found
 
 
+def test_starts(tmp_path: Path) -> None:
+    """With other numbers, but the same residual path, a fusion starts as near to the host's fused map."""
+    ablation.write_features(tmp_path, TRAIN_SEEDS, 2, 16)
+    features = ablation.CachedFeatures(tmp_path)
+    batch = next(iter(ablation.DataLoader(features, 16)))
+    maps, fused = [batch[f"feature_{i}"].float() for i in (0, 1)], batch["fused"].float()
+
+    def error(**options: Any) -> float:
+        fusion = ablation.built(ablation.Arm("", ablation_arms.BEST, **options), 0, features).fusion
+        return float((fusion(*maps) - fused).square().mean() / fused.var())
+
+    for scale in (None, 0.1, 1.0, 10.0):
+        assert error(unnormalised=scale) < 1e-3
+    assert error(calibrated=False) > 0.1
+
+
 def test_twins_are_one_scene(tmp_path: Path) -> None:
     """Of `Twins` the target is the host's map of the clean scene, and the features are those of the degraded one."""
     kinds = {"degraded": (None, True), "clean": (None, False), "twins": (ablation.Scenes(0.0), None)}
