@@ -375,6 +375,7 @@ def main() -> None:
             f"`{report['command']}`, {report['seconds'] / 60:.0f} minutes of one core, {report['processor']}, "
             f"torch {report['torch']}, diffusers {report['diffusers']}, {report['date']}\n")
     options.out.mkdir(parents=True, exist_ok=True)
+    report = json.loads(json.dumps(report), parse_float=lambda number: round(float(number), 4))  # a small file
     write_atomically(options.out / f"{name}.json", lambda path: path.write_text(json.dumps(report, indent=1) + "\n"))
     write_atomically(options.out / f"{name}.md", lambda path: path.write_text(text))
     plot(entries, options.out / f"{name}.png", f"{options.table}, {options.seeds} seeds")
