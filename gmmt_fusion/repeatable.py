@@ -5,7 +5,7 @@ Neither workers nor processes nor an interruption change what is loaded.
 
 import contextlib
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,7 @@ def set_random_state(state: Mapping[str, Any], device: torch.device, generator: 
 
 
 def _bytes(numbers: Iterable[int]) -> Tensor:
-    return torch.tensor(numbers, dtype=torch.uint8)
+    return torch.tensor(numbers, dtype=torch.uint8, device="cpu")
 
 
 @contextlib.contextmanager
@@ -56,7 +56,10 @@ def seeded(*numbers: int) -> Iterator[None]:
 
 
 class _Repeatable(Dataset):
-    """A dataset indexed by (epoch, place in the epoch, index), the augmentation drawn from the first two."""
+    """A dataset indexed by (epoch, place in the epoch, index), the augmentation drawn from the first two.
+
+    Its items are (epoch, place, sample), for `_Collation`.
+    """
 
     def __init__(self, dataset: Any, seed: int) -> None:
         self.dataset, self.seed = dataset, seed
@@ -64,7 +67,18 @@ class _Repeatable(Dataset):
     def __getitem__(self, key: tuple[int, int, Any]) -> Any:
         epoch, place, index = key
         with seeded(self.seed, epoch, place):
-            return self.dataset[index]
+            return epoch, place, self.dataset[index]
+
+
+class _Collation:
+    """A collate_fn whose random numbers, too, depend on the batch alone."""
+
+    def __init__(self, collate: Callable[[list[Any]], Any], seed: int) -> None:
+        self.collate, self.seed = collate, seed
+
+    def __call__(self, items: list[tuple[int, int, Any]]) -> Any:
+        with seeded(self.seed, *items[0][:2], 1):
+            return self.collate([sample for _, _, sample in items])
 
 
 class RepeatableLoader:
@@ -88,13 +102,17 @@ class RepeatableLoader:
         if self.batches == 0:
             raise ValueError(f"the loader is empty: batch_size={loader.batch_size}, drop_last={loader.drop_last}; "
                              "expected one batch at least")
-        self._sampler, self._generator, self._seed = sampler, loader.generator, seed
+        self._sampler, self._seed = sampler, seed
+        owners = (loader, loader.sampler, sampler, getattr(sampler, "sampler", None))
+        self._generators = [g for owner in owners if isinstance(g := getattr(owner, "generator", None),
+                                                                torch.Generator)]
         self._process, self._processes, self._epoch, self._first = process, processes, 0, 0
-        same = ("num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context",
+        same = ("num_workers", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context",
                 "prefetch_factor", "persistent_workers")
         # a generator of its own, as the workers' seeds would be drawn from the global one
         self._loader: DataLoader = DataLoader(_Repeatable(loader.dataset, seed), batch_sampler=self,
                                               generator=torch.Generator(),
+                                              collate_fn=_Collation(loader.collate_fn, seed),
                                               **{name: getattr(loader, name) for name in same})
 
     def __len__(self) -> int:
@@ -109,8 +127,8 @@ class RepeatableLoader:
     def __iter__(self) -> Iterator[list[tuple[int, int, Any]]]:
         """As the batch sampler of the loader inside: the keys of those batches."""
         with seeded(self._seed, self._epoch):
-            if isinstance(self._generator, torch.Generator):
-                self._generator.manual_seed(torch.default_generator.initial_seed())
+            for generator in self._generators:
+                generator.manual_seed(torch.default_generator.initial_seed())
             batches = [list(batch) for batch in self._sampler]
         places = iter(range(sum(map(len, batches))))
         keys = [[(self._epoch, next(places), index) for index in batch] for batch in batches]
