@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from . import checkpoint
 from .fusion import GenerativeFusion
-from .patching import PREFIX, Patched, Plugin, Point, Root, first_parameter, patch
+from .patching import NO_REPLICAS, PREFIX, Patched, Plugin, Point, Root, first_parameter, patch
 
 
 class Attachment:
@@ -117,7 +117,7 @@ class Attachment:
         try:
             yield self._plugin.recorded
         finally:
-            self._plugin.recorded = before
+            self._plugin.recorded, self._plugin.replaced = before, None
 
     def calibrate(self, batches: Iterable[Any]) -> float:
         """`GenerativeFusion.calibrate` on what the host computes for a few batches of its own inputs.
@@ -228,12 +228,13 @@ def attach(tracker: Any, fusion: GenerativeFusion | Any, adapter: Any = "auto",
         if "forward" in vars(module) or isinstance(module, torch.jit.ScriptModule):
             raise ValueError(f"{name!r} ({type(module).__name__}) has a forward of its own on the instance, or is "
                              "scripted; attach to the plain module")
-    head = copy.deepcopy(own_head).requires_grad_(True)
+    head = _copied(own_head)
     tuned = fusion.head_state if fusion.head is None else fusion.head.state_dict()
     if tuned is not None:
         checkpoint.load_state(head, tuned, "the head saved with the fusion")
-    before, fusion.head, fusion.head_state = (fusion.head, fusion.head_state), head, None
-    like = first_parameter(head)
+    before = fusion.head, fusion.head_state
+    fusion.head, fusion.head_state = head if fusion.head is None else fusion.head, None
+    like = first_parameter(nn.ModuleList([own_head, network]))  # a head may have none
     if like is not None:
         fusion.to(like.device, like.dtype)
 
@@ -257,6 +258,15 @@ def attach(tracker: Any, fusion: GenerativeFusion | Any, adapter: Any = "auto",
     return attachment
 
 
+def _copied(head: nn.Module) -> nn.Module:
+    """A new head. Hooks on the host's head run there, and not on the copy again, but for those that make weights."""
+    head = copy.deepcopy(head).requires_grad_(True)
+    for hooks in (head._forward_hooks, head._forward_pre_hooks, head._backward_hooks, head._backward_pre_hooks):
+        for key in [k for k, hook in hooks.items() if not hook.__module__.startswith("torch.nn.utils")]:
+            del hooks[key]
+    return head
+
+
 def _plain_head(plugin: Plugin, host: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return host(*args, **kwargs)
 
@@ -265,8 +275,10 @@ def _networks(tracker: Any) -> Iterator[nn.Module]:
     """The modules that may be the host: the tracker itself, what wrappers hold, else what its attributes hold."""
     while isinstance(tracker, nn.Module) and hasattr(tracker, "_orig_mod"):  # torch.compile
         tracker = tracker._orig_mod
-    if isinstance(tracker, nn.parallel.DistributedDataParallel | nn.DataParallel):
-        raise ValueError(f"the tracker is wrapped in {type(tracker).__name__}; attach to its network before wrapping")
+    if isinstance(tracker, nn.DataParallel):
+        raise ValueError(f"the tracker is wrapped in DataParallel; {NO_REPLICAS}")
+    if isinstance(tracker, nn.parallel.DistributedDataParallel):
+        raise ValueError("the tracker is wrapped in DistributedDataParallel; attach to its network before wrapping")
     if isinstance(tracker, nn.Module):
         yield tracker
         yield from tracker.children()

@@ -10,7 +10,7 @@ import itertools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -198,16 +198,20 @@ def _record(attachment: Attachment, run: Callable[[], Any]) -> tuple[dict[str, T
         hook = head.register_forward_pre_hook(keep, with_kwargs=True)
         try:
             run()
+            replaced = attachment._plugin.replaced
         finally:
             hook.remove()
     if len(pairs) != 1 or len(calls) != 1:
         raise ValueError(f"a forward fused {len(pairs)} maps and called the head {len(calls)} times; a cache needs one "
                          "each (forward=… says what a training forward is)")
     (features, fused), (args, kwargs) = pairs[0], calls[0]
-    tensors = {**{f"feature_{i}": f for i, f in enumerate(features)}, "fused": fused}
-    used: list[Any] = []
-    head_inputs = _describe({"args": list(args), "kwargs": kwargs}, fused, tensors, used)
-    if not used:
+    for given in (fused, cast(Tensor, replaced)):  # an adapter at the head swaps what the head was given
+        tensors = {**{f"feature_{i}": f for i, f in enumerate(features)}, "fused": fused}
+        used: list[Any] = []
+        head_inputs = _describe({"args": list(args), "kwargs": kwargs}, given, tensors, used)
+        if used:
+            break
+    else:
         raise ValueError("no argument of the head is the fused map or a part of its channels: something of the host "
                          "comes between them, and the head alone cannot be trained; take it into the adapter's head")
     return tensors, head_inputs

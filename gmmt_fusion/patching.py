@@ -16,6 +16,9 @@ from .fusion import GenerativeFusion
 PREFIX = "gmmt_fusion"
 """The one name under which the plugin's parameters appear in the host's `state_dict` and `named_parameters`."""
 
+NO_REPLICAS = ("it copies the network in every forward, and all copies would share one fusion on one device; use "
+               "DistributedDataParallel (torchrun, accelerate launch), on a network that a fusion is attached to")
+
 
 class Plugin(nn.Module):
     """All that attaching adds to a host: the fusion with its new head, and how the host was before."""
@@ -25,6 +28,7 @@ class Plugin(nn.Module):
         self.fusion = fusion
         self.enabled = True
         self.recorded: list[tuple[list[Tensor], Tensor]] | None = None
+        self.replaced: Tensor | None = None  # while recording: the host's own map, of degraded inputs where they are
         self.memory: dict[str, Any] = {}
         self.generative_loss: Tensor | None = None
         self.last_maps: tuple[list[Tensor], Tensor] | None = None  # for the discriminator's turn
@@ -49,15 +53,17 @@ class Plugin(nn.Module):
         self.memory.clear()
         if self.generating:
             return self._for_head(self.fusion(*features), fused if isinstance(fused, Tensor) else None)
+        features = [f.detach().clone() for f in features]  # a host may work in place, in its fusion or later
         if self.clean:
             target = self.clean.pop(0)
         else:
             with torch.no_grad():
                 target = fused if isinstance(fused, Tensor) else fused()
+        maps = features, target.detach().clone()
         if self.recorded is not None:
-            self.recorded.append(([f.detach().clone() for f in features], target.detach().clone()))
+            self.recorded.append(maps)
+            self.replaced = fused if isinstance(fused, Tensor) else target
             return target
-        maps = [f.detach() for f in features], target.detach()
         output = self.fusion.loss(*maps)
         self.last_maps = maps if hasattr(self.fusion, "discriminator") else None
         earlier = self.generative_loss if self.in_forward else None  # of another level in the same forward
@@ -74,7 +80,7 @@ class Plugin(nn.Module):
         # what belongs to one forward is not copied: a loss with a graph cannot be
         # and a copy made in `disabled()`, which nothing would end, is enabled
         return {**self.__dict__, "enabled": True, "memory": {}, "generative_loss": None, "last_maps": None,
-                "recorded": None, "in_forward": False, "clean": []}
+                "recorded": None, "replaced": None, "in_forward": False, "clean": []}
 
     def host_modules(self, network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         for name, module in network.named_modules():
@@ -156,6 +162,8 @@ class Root(Patched):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         plugin = self._gmmt_plugin
+        if getattr(self, "_is_replica", False):
+            raise ValueError(f"the network is wrapped in DataParallel; {NO_REPLICAS}")
         plugin.memory.clear()
         if not (plugin.enabled and plugin.training):
             return super().forward(*args, **kwargs)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from cases import CASES, Case, images, scores, seeded
 from test_law import anatomy, assert_same_anatomy
-from tiny_hosts import ConcatTracker, SumTracker
+from tiny_hosts import CHANNELS, ConcatTracker, SumTracker
 from torch import nn
 
 from gmmt_fusion import Attachment, GenerativeFusion, attach, load_host_checkpoint
@@ -70,6 +70,86 @@ def test_the_object_that_holds_the_network() -> None:
     tracker = Tracker()
     handle = attach(tracker, CONCAT.make_fusion(), CONCAT.adapter())
     assert handle.network is tracker.network and Attachment.of(tracker).network is tracker.network
+
+
+def test_trackers_share_one_fusion_and_head() -> None:
+    """A tracker for validation, say: what is trained in one is used in the other."""
+    one, other = CONCAT.build(), CONCAT.build()
+    first = attach(one, CONCAT.make_fusion(), CONCAT.adapter())
+    learned = list(first.parameters())
+    second = attach(other, first.fusion, CONCAT.adapter())
+    assert all(p is q for p, q in zip(learned, second.parameters(), strict=True))
+    with torch.no_grad():
+        for parameter in learned:
+            parameter.add_(0.1)
+    assert torch.equal(CONCAT.run(one), CONCAT.run(other))
+    second.detach()
+    assert torch.equal(CONCAT.run(other), CONCAT.run(CONCAT.build()))
+
+
+def test_hooks_on_the_head_run_once() -> None:
+    network, counts = CONCAT.build(), {"before": 0, "after": 0}
+
+    def before(module: nn.Module, args: Any) -> None:
+        counts["before"] += 1
+
+    def twice(module: nn.Module, args: Any, out: torch.Tensor) -> torch.Tensor:
+        counts["after"] += 1
+        return 2 * out
+
+    fusion = CONCAT.make_fusion()
+    expected = 2 * CONCAT.run(attach(CONCAT.build(), fusion, CONCAT.adapter()).network)
+    fusion.head = None
+    network.box_head.register_forward_pre_hook(before)
+    network.box_head.register_forward_hook(twice)
+    attach(network, fusion, CONCAT.adapter())
+    torch.testing.assert_close(CONCAT.run(network), expected)
+    assert counts == {"before": 1, "after": 1}
+
+
+def test_a_head_without_parameters_leaves_dtype_and_device_to_the_host() -> None:
+    class Pooled(ConcatTracker):
+        def __init__(self) -> None:
+            super().__init__()
+            self.box_head = nn.AvgPool2d(2)
+            self.box_head.cal_bbox = torch.mean
+
+    network = seeded(Pooled)().double()
+    handle = attach(network, CONCAT.make_fusion(), CONCAT.adapter())
+    assert {p.dtype for p in handle.parameters()} == {torch.float64}
+    assert CONCAT.run(network).dtype == torch.float64
+
+
+def test_data_parallel_is_refused() -> None:
+    network = CONCAT.build()
+    with pytest.raises(ValueError, match=r"wrapped in DataParallel; .* use DistributedDataParallel"):
+        attach(nn.DataParallel(network), CONCAT.make_fusion(), CONCAT.adapter())
+    attach(network, CONCAT.make_fusion(), CONCAT.adapter())
+    replica = network._replicate_for_data_parallel()  # what DataParallel runs on two devices
+    with pytest.raises(ValueError, match=r"wrapped in DataParallel; .* use DistributedDataParallel"):
+        CONCAT.run(replica)
+
+
+def test_a_host_that_fuses_in_place() -> None:
+    """Training and calibration see the features that inference sees."""
+    class InPlace(nn.Conv2d):
+        def forward(self, maps: torch.Tensor) -> torch.Tensor:
+            return super().forward(maps.mul_(0.5))
+
+    network = CONCAT.build()
+    network.fuse = InPlace(2 * CHANNELS, CHANNELS, 1)
+    handle = attach(network, CONCAT.make_fusion(method="raw"), CONCAT.adapter())
+    seen: list[list[torch.Tensor]] = []
+    handle.fusion.register_forward_pre_hook(lambda module, features: seen.append([f.clone() for f in features]))
+    CONCAT.run(network)
+    with handle.recorded() as pairs:
+        CONCAT.run(network)
+    network.train()
+    original = handle.fusion.loss
+    handle.fusion.loss = lambda features, fused: seen.append([*features]) or original(features, fused)
+    CONCAT.train(network)
+    for features in (pairs[0][0], seen[1]):
+        assert all(torch.equal(f, g) for f, g in zip(seen[0], features, strict=True))
 
 
 def test_trainable_parameters(capsys: pytest.CaptureFixture[str]) -> None:

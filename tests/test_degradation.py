@@ -150,8 +150,8 @@ def test_bad_input() -> None:
         attached(WITH_PICTURES[0]).degradation = "dark"
 
 
-def test_a_cache_holds_degraded_features_and_clean_targets(tmp_path: Path) -> None:
-    case = WITH_PICTURES[0]
+@pytest.mark.parametrize("case", WITH_PICTURES, ids=lambda case: case.name)
+def test_a_cache_holds_degraded_features_and_clean_targets(case: Case, tmp_path: Path) -> None:
     handle = attached(case)
 
     def cache(name: str, degradation: Degradation | None, **options: Any) -> CachedFeatures:
