@@ -22,11 +22,16 @@ def save(folder: Any, config: Mapping[str, Any], state: Mapping[str, Tensor]) ->
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"_class_name": "GenerativeFusion", "_version": __version__, **config}, indent=2, default=list)
+    text = json.dumps({"_class_name": "GenerativeFusion", "_version": __version__, **config}, indent=2, default=plain)
     # clones: safetensors refuses tensors that share storage, as tied weights do
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     write_atomically(folder / WEIGHTS, lambda path: save_file(tensors, path))
     write_atomically(folder / CONFIG, lambda path: path.write_text(text + "\n", encoding="utf-8"))
+
+
+def plain(value: Any) -> Any:
+    """NumPy's and PyTorch's numbers and arrays as Python's, for JSON; of anything else a list."""
+    return value.tolist() if hasattr(value, "tolist") else list(value)
 
 
 def is_folder(folder: Any) -> bool:

@@ -6,11 +6,14 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 from torch.utils.data import Subset
 
 from . import checkpoint
@@ -78,10 +81,17 @@ def fine_tune(attachment: Attachment, loader: Any,
     if max_gradient_norm is not None and not max_gradient_norm > 0:
         raise ValueError(f"max_gradient_norm={max_gradient_norm} is out of range; expected above 0, or None")
     check_share("ema_decay", ema_decay or 0)
-    run = _Run(attachment, loader, Path(folder), mixed_precision, accumulation, keep, seed, tensorboard)
-    with run.started(optimizer, epochs, ema_decay):
-        return run.train(epochs, tracking_loss, generative_weight, max_gradient_norm or math.inf, validate,
-                         save_every or run.steps_per_epoch, progress)
+    from accelerate.state import AcceleratorState, is_initialized
+
+    users = is_initialized()
+    try:
+        run = _Run(attachment, loader, Path(folder), mixed_precision, accumulation, keep, seed, tensorboard)
+        with run.started(optimizer, epochs, ema_decay):
+            return run.train(epochs, tracking_loss, generative_weight, max_gradient_norm or math.inf, validate,
+                             save_every or run.steps_per_epoch, progress)
+    finally:
+        if not users:  # the next training may have another mixed_precision
+            AcceleratorState._reset_state()
 
 
 class _Run:
@@ -90,16 +100,17 @@ class _Run:
     def __init__(self, attachment: Attachment, loader: Any, folder: Path, mixed_precision: str | None,
                  accumulation: int, keep: int, seed: int, tensorboard: bool) -> None:
         from accelerate import Accelerator
-        from accelerate.utils import DistributedDataParallelKwargs, is_tensorboard_available
+        from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, is_tensorboard_available
 
         if tensorboard and not is_tensorboard_available():
             raise ImportError("tensorboard=True needs tensorboard; pip install tensorboard")
         # a head may leave parameters unused, and a discriminator has a turn of its own
         unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+        patience = InitProcessGroupKwargs(timeout=timedelta(days=1))  # the others wait while the first one validates
         # where there are processes and no device, accelerate would look for one all the same
         self.accelerator = Accelerator(cpu=not getattr(torch, "accelerator", torch.cuda).is_available(),
-                                       mixed_precision=mixed_precision, kwargs_handlers=[unused], project_dir=folder,
-                                       log_with="tensorboard" if tensorboard else None)
+                                       mixed_precision=mixed_precision, kwargs_handlers=[unused, patience],
+                                       project_dir=folder, log_with="tensorboard" if tensorboard else None)
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
         self.process = self.accelerator.process_index
         self.loader = RepeatableLoader(loader, seed, self.process, self.accelerator.num_processes)
@@ -199,7 +210,7 @@ class _Run:
         values["gradient_norm"] = float(self.accelerator.clip_grad_norm_(self.parameters, max_norm))
         if self.accelerator.scaler is None:  # which skips such steps, and lowers its scale
             self.check_finite(values)
-        values["learning_rate"] = optimizer.param_groups[0]["lr"]
+        values["learning_rate"] = float(optimizer.param_groups[0]["lr"])
         optimizer.step()
         if self.discriminator:
             values.update(self.discriminator_step(maps))
@@ -286,14 +297,17 @@ class _Run:
     def save(self) -> None:
         from accelerate.utils import gather_object
 
-        states = gather_object([random_state(self.device, self.attachment.fusion.generator)])
+        random_states = gather_object([random_state(self.device, self.attachment.fusion.generator)])
         if self.main:
             state = {"step": self.step, "best": None if self.best == -math.inf else self.best, "record": self.record,
-                     **self.setting, "random_states": states}
+                     **self.setting, "random_states": random_states}
 
             def write(path: Path) -> None:
                 self.attachment.save_pretrained(path)
-                torch.save({name: part.state_dict() for name, part in self.parts.items()}, path / "optimizer.pt")
+                # a schedule of NumPy's numbers must not make a checkpoint that cannot be read back
+                states = tree_map(lambda x: x.item() if isinstance(x, np.generic) else x,
+                                  {name: part.state_dict() for name, part in self.parts.items()})
+                torch.save(states, path / "optimizer.pt")
                 (path / "state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
 
             write_folder_atomically(self.folder / "checkpoints" / f"step-{self.step:08d}", write)
@@ -321,7 +335,7 @@ class _Run:
             ValueError, OSError: it is of another fusion or training, or damaged.
         """
         config, weights = checkpoint.load(path, GenerativeFusion)
-        if other := _other(config, json.loads(json.dumps(self.attachment.fusion.config, default=list))):
+        if other := _other(config, json.loads(json.dumps(self.attachment.fusion.config, default=checkpoint.plain))):
             raise ValueError(f"{path} is of another fusion, with {other}; give another folder, or that fusion")
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
         if other := _other(state, self.setting):

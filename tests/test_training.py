@@ -8,7 +8,6 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -306,21 +305,41 @@ def test_tensorboard_is_asked_for_by_name(tmp_path: Path, monkeypatch: Any) -> N
         fine_tune(attached(CONCAT), labels(), Loss(CONCAT), tmp_path, epochs=1, tensorboard=True)
 
 
-@pytest.fixture
-def fresh_accelerate() -> Iterator[None]:
-    """accelerate keeps the precision of a process for all of its Accelerators."""
-    AcceleratorState._reset_state()
-    yield
-    AcceleratorState._reset_state()
+def numpys(parameters: list[nn.Parameter], epochs: int, steps_per_epoch: int) -> Any:
+    """A recipe in NumPy's numbers."""
+    optimizer = torch.optim.SGD(parameters, lr=np.float64(1e-3))
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: np.cos(step / 100))
+
+
+def tensors(parameters: list[nn.Parameter], epochs: int, steps_per_epoch: int) -> Any:
+    optimizer = torch.optim.Adam(parameters, lr=torch.tensor(1e-3))
+    return optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer)
+
+
+@pytest.mark.parametrize("recipe", [numpys, tensors])
+def test_recipes_in_other_numbers_resume(recipe: Any, tmp_path: Path) -> None:
+    for epochs in (1, 2):
+        handle = attached(CONCAT, network_config={"width": np.int64(16), "heads": 2})
+        last = fine_tune(handle, labels(), Loss(CONCAT), tmp_path, epochs=epochs, optimizer=recipe, **QUIET)
+    assert last["step"] == 8
+    attach(CONCAT.build(), tmp_path / "final", CONCAT.adapter())
 
 
 @pytest.mark.parametrize("case", [CONCAT, MAPS], ids=lambda case: case.name)
-def test_mixed_precision(case: Case, tmp_path: Path, fresh_accelerate: None) -> None:
+def test_mixed_precision(case: Case, tmp_path: Path) -> None:
     handle = attached(case, method="cgan")
     attributes = set(vars(handle.network))
     last = fine_tune(handle, labels(), Loss(case), tmp_path, epochs=1, mixed_precision="bf16", **QUIET)
     assert np.isfinite(last["loss"]) and {value.dtype for value in handle.parameters()} == {torch.float32}
     assert set(vars(handle.network)) == attributes
+    dtypes = []
+
+    def loss(network: nn.Module, batch: Any) -> Tensor:
+        dtypes.append(torch.is_autocast_enabled("cpu"))
+        return Loss(case)(network, batch)
+
+    fine_tune(handle, labels(), loss, tmp_path / "full", epochs=1, **QUIET)  # of the same process
+    assert not any(dtypes)
     case.run(handle.network)
     handle.detach()
     assert torch.equal(case.run(handle.network), case.run(case.build()))
