@@ -63,7 +63,8 @@ class GenerativeFusion(nn.Module, ModelHubMixin):
             samples to 0.17; without t = T it is 0.22, with the paper's weighting 0.33 to 0.46.
         fixed_noise: inference starts from the same noise every time, so that the same frame gives the same boxes;
             False draws new noise from `self.generator`.
-        scheduler: a diffusers scheduler or its config, in place of DDIM on the cosine schedule with T = 1000.
+        scheduler: a diffusers scheduler, or what differs in its config, in place of DDIM on the cosine schedule with
+            T = 1000 that starts at T, whatever the steps, and clips nothing.
 
     Raises:
         ValueError: an unknown name or an impossible number, naming it.
@@ -120,6 +121,9 @@ class GenerativeFusion(nn.Module, ModelHubMixin):
         else:
             self.method = Raw()
         self.steps = steps
+        if scheduler is not None and isinstance(self.method, Diffusion):
+            for pitfall in self.method.pitfalls(steps):
+                warnings.warn(f"the scheduler {pitfall}", stacklevel=2)
 
         inputs = (modalities + self.method.noise_maps) * channels
         try:
@@ -141,7 +145,7 @@ class GenerativeFusion(nn.Module, ModelHubMixin):
             for parameter in self.network.last_layer.parameters():
                 nn.init.zeros_(parameter)
         self.register_buffer("noise", standard_normal((1, channels, *size), torch.Generator().manual_seed(0),
-                                                      torch.device("cpu")), persistent=False)
+                                                      self.feature_mean.device), persistent=False)
         self.generator = torch.Generator()
         self.manual_seed(0)
 
@@ -194,11 +198,12 @@ class GenerativeFusion(nn.Module, ModelHubMixin):
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        state["generator"] = self.generator.get_state()  # torch.Generator can be neither copied nor pickled
+        # torch.Generator can be neither copied nor pickled, and a tensor may be gone before another process gets it
+        state["generator"] = bytes(self.generator.get_state().tolist())
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        generator_state = state.pop("generator")
+        generator_state = torch.tensor(list(state.pop("generator")), dtype=torch.uint8, device="cpu")
         super().__setstate__(state)
         self.generator = torch.Generator()
         self.generator.set_state(generator_state)

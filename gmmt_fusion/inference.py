@@ -83,10 +83,11 @@ def fold(fusion: "GenerativeFusion", size: tuple[int, ...], dtype: torch.dtype) 
     unused = {id(part): None for part in others}
     folded = copy.deepcopy(fusion, {**parts, **unused}).eval()
     network, method = folded.network, folded.method
+    zeros = torch.zeros(1, fusion.modalities * fusion.channels, *size, device=fusion.fused_std.device)
+    folded.noise = folded._noise(1, zeros[:, :fusion.channels], None)
     if method.is_one_pass(fusion.steps):
         if method.noise_maps:
-            zeros = torch.zeros(1, fusion.modalities * fusion.channels, *size, device=fusion.fused_std.device)
-            maps = torch.cat([folded._noise(1, zeros[:, :fusion.channels], None), zeros], dim=1)
+            maps = torch.cat([folded.noise, zeros], dim=1)
             constant = network.first(maps.to(fusion.fused_std.dtype))
             first = network.get_submodule(network.first_layer)
             network.set_submodule(network.first_layer, FirstLayer(first, fusion.channels, constant))

@@ -103,6 +103,18 @@ class Diffusion:
     def is_one_pass(self, steps: int) -> bool:
         return steps == 1 and _one_step_is_x_0(self.scheduler)
 
+    def pitfalls(self, steps: int) -> list[str]:
+        """What in the scheduler's settings spoils feature maps that are sampled in so many steps."""
+        config, found = self.scheduler.config, []
+        if config.get("clip_sample") or config.get("thresholding"):
+            found.append("clips its estimates, as those of pictures; feature maps are larger (clip_sample=False)")
+        scheduler = type(self.scheduler).from_config(config)
+        scheduler.set_timesteps(steps)
+        if (first := int(scheduler.timesteps[0])) < 0.9 * self.first_timestep:
+            found.append(f"starts from pure noise at t = {first} of {config.num_train_timesteps} with steps={steps} "
+                         "(timestep_spacing='trailing')")
+        return found
+
     def signal_and_noise(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """√ᾱ_t and √(1 − ᾱ_t) of Eq. 2 in float32, as (B, 1, 1, 1)."""
         alphas_cumprod = self.scheduler.alphas_cumprod.to(timesteps.device)[timesteps].float()[:, None, None, None]
@@ -192,23 +204,24 @@ def _one_step_is_x_0(scheduler: Any) -> bool:
 def build_scheduler(scheduler: Any, prediction_type: str) -> Any:
     """A diffusers scheduler: the given one, one from its config (a mapping), or the default DDIMScheduler.
 
-    The default is DDIM on the cosine schedule with the settings that make one step mean one step from t = T: "trailing"
-    spacing, no clipping (features are not images), and ᾱ = 1 at the end.
+    Without a "_class_name", what a mapping does not say is as in the default. That is DDIM on the cosine schedule with
+    the settings that make one step mean one step from t = T: "trailing" spacing, no clipping (features are not images),
+    and ᾱ = 1 at the end.
 
     Raises:
         ValueError: the scheduler's class is unknown, or it has no `alphas_cumprod`.
     """
     import diffusers  # seconds to import: only when a scheduler is built
 
-    if scheduler is None:
-        return diffusers.DDIMScheduler(
-            num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2", prediction_type=prediction_type,
-            clip_sample=False, timestep_spacing="trailing", set_alpha_to_one=True)
-    if isinstance(scheduler, Mapping):
-        name = scheduler.get("_class_name", "DDIMScheduler")
+    if scheduler is None or isinstance(scheduler, Mapping):
+        config = dict(scheduler or {})
+        if "_class_name" not in config:
+            config = {"_class_name": "DDIMScheduler", "num_train_timesteps": 1000, "beta_schedule": "squaredcos_cap_v2",
+                      "clip_sample": False, "timestep_spacing": "trailing", "set_alpha_to_one": True, **config}
+        name = config["_class_name"]
         if not isinstance(getattr(diffusers, name, None), type):
             raise ValueError(f"scheduler has _class_name={name!r}; expected the name of a diffusers scheduler")
-        scheduler = getattr(diffusers, name).from_config({"prediction_type": prediction_type, **scheduler})
+        scheduler = getattr(diffusers, name).from_config({"prediction_type": prediction_type, **config})
     if not hasattr(scheduler, "alphas_cumprod") or not hasattr(scheduler, "set_timesteps"):
         raise ValueError(f"scheduler is a {type(scheduler).__name__}; expected a diffusers one with alphas_cumprod")
     return scheduler

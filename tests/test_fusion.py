@@ -250,6 +250,46 @@ def test_a_given_scheduler_keeps_its_settings_and_its_prediction_type() -> None:
         build(scheduler=DDIMScheduler(prediction_type="flow_prediction"))
 
 
+def test_a_schedulers_config_may_say_only_what_differs() -> None:
+    fusion = build(scheduler={"beta_schedule": "linear"})
+    config = fusion.method.scheduler.config
+    assert config.beta_schedule == "linear" and not config.clip_sample and config.timestep_spacing == "trailing"
+    assert fusion.method.is_one_pass(1)
+
+
+@pytest.mark.parametrize(("settings", "steps", "message"), [
+    ({}, 1, "starts from pure noise at t = 0 of 1000 with steps=1"),
+    ({"timestep_spacing": "trailing"}, 1, "clips its estimates"),
+    ({"clip_sample": False}, 20, None), ({"clip_sample": False, "timestep_spacing": "trailing"}, 1, None)])
+def test_a_scheduler_that_spoils_maps_is_told(settings: dict[str, Any], steps: int, message: str | None) -> None:
+    from diffusers import DDIMScheduler
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        build(scheduler=DDIMScheduler(prediction_type="sample", **settings), steps=steps)
+    told = [str(warning.message) for warning in caught if "the scheduler" in str(warning.message)]
+    assert any(message in text for text in told) if message else not told
+
+
+def test_another_default_device() -> None:
+    with torch.device("meta"):
+        fusion = build()
+    assert {x.device.type for x in (*fusion.parameters(), *fusion.buffers())} == {"meta"}
+
+
+def _answer(fusion: GenerativeFusion, queue: Any) -> None:
+    queue.put(fusion(*maps()).sum().item())
+
+
+def test_another_process_gets_a_fusion() -> None:
+    fusion, context = build(), torch.multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=_answer, args=(fusion, queue))
+    process.start()
+    assert queue.get(timeout=120) == pytest.approx(fusion(*maps()).sum().item())
+    process.join()
+
+
 def test_discriminator_and_generator_learn_in_turn() -> None:
     fusion, features = build(method="cgan").train(), maps()
     before = {k: v.clone() for k, v in fusion.discriminator.state_dict().items()}

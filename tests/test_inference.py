@@ -58,6 +58,15 @@ def test_equal_to_the_plain_path(method: dict[str, Any], network: str, residual:
         assert error < 1e-5 and result.dtype == torch.float32, (batch, size)
 
 
+@pytest.mark.parametrize("method", METHODS[:3], ids=lambda method: method["method"])
+def test_frames_of_another_size_draw_their_noise_once(method: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    fusion = make(**method)
+    fusion.optimize()
+    expected = fusion(*maps(size=(5, 7)))
+    monkeypatch.setattr("gmmt_fusion.fusion.standard_normal", None)
+    assert torch.equal(fusion(*maps(size=(5, 7))), expected)
+
+
 def flops(fusion: GenerativeFusion) -> int:
     with FlopCounterMode(display=False) as counter:
         fusion(*maps())
