@@ -16,7 +16,7 @@ def moments(maps: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     count = 0
     total = squares = torch.zeros(())
     for x in maps:
-        values = rearrange(x, "b c h w -> c (b h w)").double()
+        values = _double(rearrange(x, "b c h w -> c (b h w)"))
         count += values.shape[1]
         total = total + values.sum(dim=1)
         squares = squares + values.square().sum(dim=1)
@@ -38,9 +38,9 @@ def least_squares_convolution(batches: Iterable[tuple[Tensor, Tensor]], kernel: 
     gram = cross = target_sum = target_squares = torch.zeros(())
     for inputs, targets in batches:
         for x, y in zip(inputs, targets, strict=True):  # one map at a time: an unfolded batch is large
-            columns = F.unfold(x[None].double(), kernel, padding=kernel // 2)[0]
+            columns = F.unfold(_double(x[None]), kernel, padding=kernel // 2)[0]
             columns = torch.cat([columns, columns.new_ones(1, columns.shape[1])])
-            y = rearrange(y, "c h w -> c (h w)").double()
+            y = _double(rearrange(y, "c h w -> c (h w)"))
             gram = gram + columns @ columns.T
             cross = cross + columns @ y.T
             count += y.shape[1]
@@ -53,3 +53,7 @@ def least_squares_convolution(batches: Iterable[tuple[Tensor, Tensor]], kernel: 
     variance = target_squares.sum() - (target_sum.square() / count).sum()
     weight = rearrange(solution[:-1], "(c kh kw) o -> o c kh kw", kh=kernel, kw=kernel)
     return weight, solution[-1], float((residual / variance.clamp(min=1e-30)).clamp(0, 1))
+
+
+def _double(x: Tensor) -> Tensor:
+    return (x.cpu() if x.device.type == "mps" else x).double()  # Apple's GPUs have no float64

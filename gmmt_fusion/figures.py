@@ -209,7 +209,7 @@ def _feature_maps(example: Example, benchmark: str, path: Path, name: str) -> Pa
 
 def _tracked_frames(sequence: Any, results: dict[str, dict[str, np.ndarray]], path: Path) -> Path:
     boxes = {name: found[sequence.name] for name, found in results.items()}
-    last = min(map(len, [sequence, *boxes.values()])) - 1
+    last = min(map(len, [sequence.visible, sequence.auxiliary, *boxes.values()])) - 1
     truth = None if sequence.truth is None or len(sequence.truth) <= last else sequence.truth  # some ship one box only
     return plots.tracked_frames(sequence.visible, sequence.auxiliary, boxes, path,
                                 [round(i) for i in np.linspace(0, last, 5)], truth, sequence.name)

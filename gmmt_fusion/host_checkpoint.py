@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-MAPPINGS = {"collections.defaultdict", "easydict.EasyDict", "yacs.config.CfgNode"}
+MAPPINGS = {"collections.defaultdict", "easydict.EasyDict", "yacs.config.CfgNode", "addict.addict.Dict",
+            "mmengine.config.config.ConfigDict", "mmcv.utils.config.ConfigDict"}
 """Subclasses of dict in hosts' checkpoints; they become an OrderedDict."""
 
 NUMBERS = {"b1": "?", "i1": "b", "u1": "B", "i2": "h", "u2": "H", "i4": "i", "u4": "I", "i8": "q", "u8": "Q", "f2": "e",
@@ -73,7 +74,8 @@ def load_host_checkpoint(path: Any, map_location: Any = "cpu") -> dict[str, Any]
     """A host's checkpoint (`.pth`, `.pth.tar`), without the host's repository on the import path.
 
     Tensors, numbers, strings and containers are loaded as they are; an object of any other class becomes an inert
-    `NotLoaded`. Nothing that the file names is imported or called.
+    `NotLoaded`. Nothing that the file names is imported or called. Subclasses of list, and of dict other than those of
+    `MAPPINGS`, cannot be read.
 
     The weights are under "net" in checkpoints of the OSTrack family (ViPT, TBSI; beside "optimizer", "stats",
     "settings", "epoch", …), under "state_dict" in siamban's (beside "optimizer" and "epoch"); some have the weights

@@ -105,7 +105,7 @@ def run(
             if not isinstance(out, Mapping) or key not in out:
                 found = list(out) if isinstance(out, Mapping) else type(out).__name__
                 raise ValueError(f"{type(tracker).__name__}.track returned {found}; expected a dict with {key!r}")
-            box = torch.as_tensor(out[key]).detach().double().cpu().reshape(-1).numpy()
+            box = torch.as_tensor(out[key]).detach().cpu().double().reshape(-1).numpy()
             if len(box) != 4 or not np.isfinite(box).all():
                 place = f"{sequence.name}, frame {number}"
                 raise ValueError(f"{place}: the tracker's box is {box.tolist()}; expected four finite numbers")

@@ -1,6 +1,7 @@
 """The pictures, and the command that draws them from a user's tracker."""
 
 import argparse
+import shutil
 
 import numpy as np
 import pytest
@@ -207,6 +208,16 @@ def test_the_command_draws_everything(folders, tmp_path, capsys, fusion):
     printed = capsys.readouterr().out
     assert all(str(tmp_path / name) in printed for name in expected)
     assert ("'raw' takes no steps" in printed) == (fusion == "raw")
+
+
+def test_a_modality_may_lack_its_last_picture(folders, tmp_path):
+    shutil.copytree(folders / "data", tmp_path / "data")
+    (tmp_path / "data" / "one" / "infrared" / "000006.png").unlink()
+    shutil.copytree(folders / "base", tmp_path / "base")
+    shutil.copytree(folders / "raw", tmp_path / "raw")
+    shutil.copy(folders / "builder.py", tmp_path)
+    command(tmp_path, tmp_path / "out", "raw", "--results", str(tmp_path / "base"))
+    assert (tmp_path / "out" / "tracked_frames_one.png").is_file()
 
 
 @pytest.mark.parametrize("builder", ["OSTrack", "Pysot"])  # the second one gets BGR
