@@ -4,6 +4,7 @@ All three work on normalised maps, and know the network only as `network(maps, t
 (B, C, H, W) concatenated on channels, and `residual`, what the residual path gives for the same features (a map or 0).
 """
 
+import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
@@ -108,7 +109,7 @@ class Diffusion:
         config, found = self.scheduler.config, []
         if config.get("clip_sample") or config.get("thresholding"):
             found.append("clips its estimates, as those of pictures; feature maps are larger (clip_sample=False)")
-        scheduler = type(self.scheduler).from_config(config)
+        scheduler = copy.deepcopy(self.scheduler)
         scheduler.set_timesteps(steps)
         if (first := int(scheduler.timesteps[0])) < 0.9 * self.first_timestep:
             found.append(f"starts from pure noise at t = {first} of {config.num_train_timesteps} with steps={steps} "
@@ -156,7 +157,7 @@ class Diffusion:
             last = x_t.new_full((batch,), self.first_timestep, dtype=torch.long)
             prediction = self.predict(network, features, residual, x_t, last)
             return [self.to_x_0(prediction, x_t, last)]
-        scheduler = type(scheduler).from_config(scheduler.config)  # its own state, so that samplings may interleave
+        scheduler = copy.deepcopy(scheduler)  # its own state, so that samplings may interleave
         scheduler.set_timesteps(steps, device=x_t.device)
         generator = generator or torch.Generator().manual_seed(1)  # another seed than the starting noise's
         accepted = inspect.signature(scheduler.step).parameters
