@@ -61,7 +61,8 @@ TABLES: dict[str, list[Arm]] = {
     "blocks": [Arm("UNet, n = 3", BEST),
                *(Arm(f"UNet, n = {3 * depth}", BEST | {"network_config": {"depth": depth}}) for depth in (2, 3)),
                Arm("UViT, n = 1", DM | UVIT),
-               *(Arm(f"UViT, n = {depth}", DM | UVIT | {"network_config": {"depth": depth}}) for depth in (2, 4))],
+               *(Arm(f"UViT, n = {depth}", DM | UVIT | {"network_config": {"depth": depth}}) for depth in (2, 4)),
+               Arm("UViT, n = 1, the UNet's size", DM | UVIT | {"network_config": {"width": 148}})],
     "weighting": [Arm("x_0", BEST), *(Arm(name, BEST | {"weighting": name}) for name in ("noise", "min_snr")),
                   *(Arm(f"x_0, share of t = T {share:g}", BEST | {"last_step_probability": share})
                     for share in (0.0, 1.0))],

@@ -262,7 +262,7 @@ def _copied(head: nn.Module) -> nn.Module:
     """A new head. Hooks on the host's head run there, and not on the copy again, but for those that make weights."""
     head = copy.deepcopy(head).requires_grad_(True)
     for hooks in (head._forward_hooks, head._forward_pre_hooks, head._backward_hooks, head._backward_pre_hooks):
-        for key in [k for k, hook in hooks.items() if not hook.__module__.startswith("torch.nn.utils")]:
+        for key in [k for k, hook in hooks.items() if not str(hook.__module__).startswith("torch.nn.utils")]:
             del hooks[key]
     return head
 
