@@ -85,7 +85,7 @@ class Convolutions(nn.Module):
 
 
 WIDTHS = {"convolution": 136, "wide convolution": 448}
-"""Of the plain fusions: about the parameters of the UViT (0.25 M, 0.20 M), which are the FLOP of the UNet, too; and
+"""Of the plain fusions: about the parameters of the UViT (0.25 M, 0.21 M), which are the FLOP of the UNet, too; and
 those of the UNet (0.98 M, 0.97 M)."""
 
 
@@ -145,6 +145,11 @@ def trained(arm: Arm, seed: int, options: argparse.Namespace) -> Attachment:
         new, old = ([p for p in parameters if (id(p) in head) is is_head] for is_head in (False, True))
         groups = [{"params": new, "lr": 1e-3 if old else 4e-4}, {"params": old}]  # no head: the discriminator
         return recipes.adamw_optimizer(groups[arm.control == "head":], epochs, steps_per_epoch)
+
+    if arm.training.get("batch_statistics"):
+        for module in handle.head.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval = lambda module=module: module  # which keeps the host's statistics in training
 
     optimizer = getattr(recipes, arm.training["optimizer"]) if "optimizer" in arm.training else head_slower
     start = {name: tensor.clone() for name, tensor in handle.fusion.state_dict().items()}

@@ -19,7 +19,8 @@ class Arm:
     loss has the fused map of the scene with two good modalities as its target; otherwise that of the sample before it
     is degraded further. calibrated: False starts as built, far from the host. unnormalised: the fusion sees the host's
     maps times this number, and not with mean 0 and variance 1.
-    training: "optimizer" is one of gmmt_fusion.recipes, in place of AdamW with a lower rate for the head; "ema_decay".
+    training: "optimizer" is one of gmmt_fusion.recipes, in place of AdamW with a lower rate for the head; "ema_decay";
+    "batch_statistics" lets the head's BatchNorm use those of its batches and not the host's.
     interpolation: how far the weights go from their start to where training ends (Wortsman et al., CVPR 2022).
     sampling: attributes set on the trained fusion, and the dtype that it is optimised to.
     """
@@ -75,7 +76,8 @@ TABLES: dict[str, list[Arm]] = {
                  *(Arm(f"not normalised, maps × {scale:g}", BEST, unnormalised=scale) for scale in (0.1, 1.0, 10.0)),
                  Arm("one rate of 4e-4", BEST, training={"optimizer": "adamw_optimizer"}),
                  Arm("the paper's SGD", BEST, training={"optimizer": "paper_optimizer"}),
-                 Arm("moving average, decay 0.99", BEST, training={"ema_decay": 0.99})],
+                 Arm("moving average, decay 0.99", BEST, training={"ema_decay": 0.99}),
+                 Arm("head's BatchNorm by batch", BEST, training={"batch_statistics": True})],
     "noise": [Arm("fixed", BEST), Arm("random", BEST, sampling={"fixed_noise": False})],
     "interpolation": [Arm(f"{share:g}", BEST, interpolation=share) for share in (0.25, 0.5, 0.75, 1.0)],
     "precision": [Arm("float32", BEST), *(Arm(f"optimize(dtype=torch.{dtype})", BEST, sampling={"optimize": dtype})

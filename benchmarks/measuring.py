@@ -3,11 +3,13 @@
 import datetime
 import importlib
 import importlib.metadata
+import importlib.util
 import itertools
 import os
 import platform
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,8 +23,10 @@ from gmmt_fusion.networks import Block
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
-REAL_HOSTS = {"tbsi": ("TBSI", "vitb_256_tbsi_32x4_4e4_lasher_15ep_in1k"), "vipt": ("ViPT", "deep_rgbt")}
-"""Folder and configuration of the real trackers."""
+REAL_HOSTS: dict[str, tuple[str, Any]] = {
+    "tbsi": ("TBSI", "vitb_256_tbsi_32x4_4e4_lasher_15ep_in1k"), "vipt": ("ViPT", "deep_rgbt"),
+    "siamban": ("siamban", 1), "siamban_three_levels": ("siamban", 3)}
+"""Folder and configuration, or levels, of the real trackers."""
 
 
 class ViTB(nn.Module):
@@ -94,7 +98,7 @@ class Empty(nn.Module):
 def build_host(bench: Any, name: str, dtype: torch.dtype) -> Host:
     """The host of a name: of our own making, or real, from a checkout in the folder that HOSTS names."""
     if name in REAL_HOSTS:
-        return real_host(bench, name)
+        return siamban_host(bench, name) if name.startswith("siamban") else real_host(bench, name)
     if name == "embedded":
         from embedded.siamese import SEARCH_MAP, SEARCH_SIZE, TEMPLATE_SIZE, load_tracker
 
@@ -130,6 +134,41 @@ def real_host(bench: Any, name: str) -> Host:
         return tracker.track(frames[1])
 
     return Host(tracker, run, 768, 16)
+
+
+@cache
+def siamban_example(name: str) -> tuple[Any, Any]:
+    """examples/siamban.py, whose name is that of its host's package, and the config, which can be made once."""
+    path = Path(__file__).parents[1] / "examples" / "siamban.py"
+    spec: Any = importlib.util.spec_from_file_location("siamban_example", path)
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    folder, levels = REAL_HOSTS[name]
+    return example, example.configure(Path(os.environ["HOSTS"], folder), levels)
+
+
+def siamban_host(bench: Any, name: str) -> Host:
+    """The two-stream baseline of an unedited siamban of random weights, and its tracker's whole frame."""
+    from embedded.sequences import generate_sequence
+
+    example, cfg = siamban_example(name)
+    from siamban.tracker.tracker_builder import build_tracker
+
+    sequence = generate_sequence(3, frames=2)
+    batch, streams = example.batches(cfg, sequence, 2), []
+    for channels in (example.RGB, example.TIR):
+        streams.append(example.build_model(cfg, None, None))
+        example.settle(streams[-1], batch(channels))
+    tracker = build_tracker(example.siamban.two_stream(*streams).to(bench.device))
+    frames = example.frames(sequence)
+    tracker.init(frames[0], sequence.boxes_visible[0])
+    place = tracker.center_pos, tracker.size
+
+    def run() -> Any:
+        tracker.center_pos, tracker.size = place  # the same crop every time
+        return tracker.track(frames[1])
+
+    return Host(tracker, run, 256 * REAL_HOSTS[name][1], 31)
 
 
 class Mean(nn.Module):

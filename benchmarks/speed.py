@@ -5,7 +5,7 @@
 measures row after row, each in a process of its own, and writes speed.json after each and speed.md from it; started
 again with the same settings, it goes on where it was. What is compared is interleaved. A time is the fastest, a ratio
 is that of the fastest and, in brackets, the median over the rounds. Memory on a CPU is read from Linux's /proc.
-HOSTS=DIR adds frames of the real trackers, from checkouts in DIR/TBSI and DIR/ViPT.
+HOSTS=DIR adds frames of the real trackers, from checkouts in DIR/TBSI, DIR/ViPT and DIR/siamban.
 """
 
 import argparse
@@ -342,7 +342,7 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--seconds", type=float, default=20, help="for each comparison (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=10, help="for each comparison (default: %(default)s)")
     parser.add_argument("--limit", type=float, default=1800, help="seconds for a row (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything runs")
     parser.add_argument("--row", nargs="+", help=argparse.SUPPRESS)

@@ -84,7 +84,7 @@ def test_no_sequence_is_in_two_sets() -> None:
 @pytest.mark.parametrize("arm", [
     ablation_arms.HEAD, ablation.Arm("", ablation_arms.RAW, control="convolution"), ablation.Arm(
         "DM", ablation_arms.BEST | {"network_config": {"widths": [32], "depth": 1}}, sampling={"steps": 2},
-        training={"optimizer": "paper_optimizer", "ema_decay": 0.5})],
+        training={"optimizer": "paper_optimizer", "ema_decay": 0.5, "batch_statistics": True})],
     ids=["head", "convolution", "diffusion"])
 def test_a_run_from_end_to_end(arm: ablation.Arm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = argparse.Namespace(work=tmp_path, pairs=32, training_sequences=2, steps=2, batch=4, sequences=1,
@@ -98,7 +98,10 @@ def test_a_run_from_end_to_end(arm: ablation.Arm, tmp_path: Path, monkeypatch: p
     before = {name: p.detach().clone() for name, p in handle.fusion.named_parameters()}
     found = ablation.measured(arm, 0, options)
     assert all(0 <= v["SR"] <= 100 for table in found["sequences"].values() for v in table.values())
-    trained = dict(ablation.trained(arm, 0, options).fusion.named_parameters())
+    fusion = ablation.trained(arm, 0, options).fusion
+    trained = dict(fusion.named_parameters())
+    moved = any(not x.equal(fusion.get_buffer(name)) for name, x in handle.fusion.named_buffers() if "running" in name)
+    assert moved == ("batch_statistics" in arm.training)
     changed = {name.split(".")[0] for name, value in before.items() if not value.equal(trained[name])}
     assert changed == ({"head"} if arm.control == "head" else {"head", "network", "residual"})
     monkeypatch.setattr(ablation, "trained", None)  # a run that is finished is not run again
