@@ -313,9 +313,9 @@ def plan(options: argparse.Namespace) -> list[tuple[str, ...]]:
             rows += [(kind, *row) for row in itertools.product(options.presets, options.methods)]
         elif kind == "frame":
             rows += [(kind, "vit_b", preset, dtype) for preset in options.presets for dtype in dtypes]
-            rows += [(kind, "embedded", "small", "float32")]
+            rows += [(kind, "embedded", preset, "float32") for preset in ("small", "small-unet")]
             if "HOSTS" in os.environ and not options.quick:
-                rows += [(kind, name, "small", "float32") for name in REAL_HOSTS]
+                rows += [(kind, name, "small-unet" if "siamban" in name else "small", "float32") for name in REAL_HOSTS]
         else:
             names = {"attaching": ("vit_b", "embedded", "empty"), "memory": ("attached", "kept")}
             rows += [(kind, name) for name in names[kind]] if kind in names else [(kind,)]
@@ -337,7 +337,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--measure", nargs="+", choices=MEASURES, default=list(MEASURES))
-    parser.add_argument("--presets", nargs="+", choices=PRESETS, default=["small", "paper-uvit", "paper-unet"])
+    parser.add_argument("--presets", nargs="+", choices=PRESETS, default=list(PRESETS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -128,7 +128,7 @@ def goals(rows: Report, quick: bool) -> list[str]:
                            1 + added / row["untouched"]["fastest_ms"], 1.01))
     for (preset, method), row in of_kind(rows, "inference"):
         at = row["batches"].get("8", {"paths": {}})
-        if at["paths"] and preset != "small":
+        if at["paths"] and preset.startswith("paper"):
             checks += [(f"{preset}, {method}, batch 8, {path}, share of the matrix rate",
                         -shares(rows, row, at, path)[0], -0.6) for path in ("plain", "optimised")]
         if "bfloat16" in at["paths"]:

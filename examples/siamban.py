@@ -195,7 +195,7 @@ def main() -> None:
 
     tracker = build_tracker(model)
     fusion = (GenerativeFusion.from_pretrained(options.fusion) if options.fusion
-              else GenerativeFusion.preset("small", channels=256 * options.levels, size=31))
+              else GenerativeFusion.preset("small-unet", channels=256 * options.levels, size=31))
     attachment = attach(tracker, fusion)
     if not options.fusion:
         attachment.calibrate((batch(BOTH),) for _ in range(2))  # start next to the host

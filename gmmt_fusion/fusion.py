@@ -25,6 +25,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper-uvit": {"network": "uvit", "residual": "first",
                    "network_config": {"width": 1200, "heads": 12, "depth": 1, "final_conv": True}},
     "small": {"network": "uvit", "residual": "conv1x1"},
+    "small-unet": {"network": "unet", "residual": "conv1x1"},
 }
 
 
@@ -158,7 +159,8 @@ class GenerativeFusion(nn.Module, ModelHubMixin):
         ============  ==========  ==========  =====================================================================
         name          parameters  GFLOP       network
         ============  ==========  ==========  =====================================================================
-        "small"       8.1 M       4.1         UViT, n = 1, width C/2; start with this one
+        "small"       8.1 M       4.1         UViT, n = 1, width C/2; start with this one for a transformer
+        "small-unet"  19.0 M      4.0         UNet, n = 3, widths C/6 · (1, 1.5, 2); and with this one for a CNN
         "paper-uvit"  64.1 M      32.7        UViT, n = 1, width 1200, 12 heads
         "paper-unet"  979 M       117.8       UNet, n = 9, widths 768 · (1, 1.5, 2)
         ============  ==========  ==========  =====================================================================

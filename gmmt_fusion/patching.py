@@ -99,8 +99,8 @@ class Plugin(nn.Module):
     def train(self, mode: bool = True) -> "Plugin":
         """As any module's; but the new head's BatchNorm keeps the statistics that it was copied with.
 
-        They are of the host's whole training; those of a small batch, partly of noised maps, cost accuracy
-        (benchmarks/README.md).
+        They are of the host's whole training, and those of its batches would depend on their size; the results are the
+        same (benchmarks/README.md).
         """
         super().train(mode)
         for module in self.head.modules():

@@ -379,7 +379,8 @@ def test_unknown_preset_names_the_known() -> None:
 def test_presets_are_as_documented() -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
-    for name, parameters, flop in (("small", 8.1e6, 4.1e9), ("paper-uvit", 64.1e6, 32.7e9)):
+    for name, parameters, flop in (("small", 8.1e6, 4.1e9), ("small-unet", 19.0e6, 3.96e9),
+                                   ("paper-uvit", 64.1e6, 32.7e9)):
         fusion = GenerativeFusion.preset(name, 768)
         assert sum(p.numel() for p in fusion.parameters()) == pytest.approx(parameters, rel=0.01)
         with FlopCounterMode(display=False) as counter:

@@ -14,6 +14,7 @@ from speed_tables import goals, shares
 ROWS = ["inference small cgan", "inference paper-unet cgan", "training small cgan", "training paper-unet cgan",
         "peak small cgan", "peak paper-unet cgan",
         "frame vit_b small float32", "frame vit_b paper-unet float32", "frame embedded small float32",
+        "frame embedded small-unet float32",
         "attaching vit_b", "attaching embedded", "attaching empty", "memory attached", "memory kept",
         "importing", "limits"]
 

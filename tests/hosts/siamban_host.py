@@ -122,7 +122,7 @@ def optimiser(model: nn.Module) -> tuple[torch.optim.Optimizer, Any]:
 
 
 def plugin(levels: int, perturbed: bool = True) -> GenerativeFusion:
-    fusion = GenerativeFusion.preset("small", 256 * levels, 31)
+    fusion = GenerativeFusion.preset("small-unet", 256 * levels, 31)
     if perturbed:
         nn.init.normal_(fusion.network.last_layer.weight, std=0.05, generator=torch.Generator().manual_seed(0))
     return fusion

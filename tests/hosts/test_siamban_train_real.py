@@ -22,7 +22,7 @@ LINES = {  # after the statement of tools/train.py
     r"from siamban.core.config import cfg\n":
         "from gmmt_fusion import Attachment, GenerativeFusion, attach, train_in_host\n",
     r"    model = ModelBuilder\(\).*\n":
-        '    attach(model, GenerativeFusion.preset("small", channels=256, size=31))\n',
+        '    attach(model, GenerativeFusion.preset("small-unet", channels=256, size=31))\n',
     r"(?s)    optimizer = torch\.optim\.SGD\(.*?\)\n":
         "    optimizer, _ = train_in_host(Attachment.of(model), cfg.TRAIN.EPOCH)\n",
 }
