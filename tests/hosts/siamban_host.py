@@ -57,12 +57,10 @@ def settled(model: nn.Module, channels: int = 6) -> nn.Module:
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = None
-    video = torch.from_numpy(np.stack(frames(4))).permute(0, 3, 1, 2)[:, :channels].float().contiguous()
-    template, search = (F.interpolate(video[..., 110 - side:110 + side, 125 - side:125 + side], (size, size))
-                        for side, size in ((45, 127), (90, 255)))
+    pair = crops(4, channels)
     with torch.no_grad():
-        model.train().template(template)
-        model.track(search)
+        model.train().template(pair["template"])
+        model.track(pair["search"])
     for norm in norms:
         norm.momentum = 0.1
     del model.zf
@@ -82,6 +80,12 @@ def frames(count: int = 2) -> list[np.ndarray]:
     return video
 
 
+def crops(count: int, channels: int) -> dict[str, Tensor]:
+    video = torch.from_numpy(np.stack(frames(count))).permute(0, 3, 1, 2)[:, :channels].float().contiguous()
+    return {name: F.interpolate(video[..., 110 - side:110 + side, 125 - side:125 + side], (size, size))
+            for name, side, size in (("template", 45, 127), ("search", 90, 255))}
+
+
 def batch(size: int = 2, channels: int = 6) -> dict[str, Tensor]:
     """What upstream's data loader gives."""
     from siamban.core.config import cfg
@@ -89,12 +93,9 @@ def batch(size: int = 2, channels: int = 6) -> dict[str, Tensor]:
     from siamban.utils.bbox import Corner
 
     np.random.seed(0)  # noqa: NPY002
-    generator = torch.Generator().manual_seed(0)
     labels = [PointTarget()(Corner(100, 95, 160, 150), cfg.TRAIN.OUTPUT_SIZE, False) for _ in range(size)]
     cls, loc = (torch.from_numpy(np.stack(values)) for values in zip(*labels, strict=True))
-    crops = {name: 255 * torch.rand(size, channels, side, side, generator=generator)
-             for name, side in (("template", 127), ("search", 255))}
-    return {**crops, "label_cls": cls, "label_loc": loc}
+    return {**crops(size, channels), "label_cls": cls, "label_loc": loc}
 
 
 def boxes(model: nn.Module, video: list[np.ndarray]) -> np.ndarray:

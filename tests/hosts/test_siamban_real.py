@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from siamban_host import CHECKOUT, batch, boxes, build, configure, frames, needs_siamban, optimiser, plugin
+from siamban_host import CHECKOUT, batch, boxes, build, configure, frames, needs_siamban, optimiser, plugin, settled
 from torch import Tensor, nn
 from two_processes import of_both, run_in_two_processes
 
@@ -186,7 +186,7 @@ def _process(rank: int) -> None:
     if not torch.cuda.is_available():
         Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
     configure(1)
-    model = siamban.two_stream(build(1, 0))
+    model = settled(siamban.two_stream(build(1, 0)))
     handle = attach(model, plugin(1))
     handle.fusion.manual_seed(rank)
     parallel = nn.parallel.DistributedDataParallel(model.train(), find_unused_parameters=True)
