@@ -64,8 +64,7 @@ class GenerativeFusion(nn.Module, ModelHubMixin):
             samples to 0.17; without t = T it is 0.22, with the paper's weighting 0.33 to 0.46.
         fixed_noise: inference starts from the same noise every time, so that the same frame gives the same boxes;
             False draws new noise from `self.generator`.
-        scheduler: a diffusers scheduler, or what differs in its config, in place of DDIM on the cosine schedule with
-            T = 1000 that starts at T, whatever the steps, and clips nothing.
+        scheduler: a diffusers scheduler, or what differs from DDIM, the cosine schedule, T = 1000, nothing clipped.
 
     Raises:
         ValueError: an unknown name or an impossible number, naming it.
@@ -112,9 +111,6 @@ class GenerativeFusion(nn.Module, ModelHubMixin):
                 **{key: value for key, value in built.config.items() if not key.startswith("_")}}
             check_choice("the scheduler's prediction_type", built.config.prediction_type, PREDICTION_TYPES)
             self.config["prediction_type"] = built.config.prediction_type
-            if built.config.prediction_type == "epsilon" and steps == 1:
-                warnings.warn("prediction_type='epsilon' with steps=1: at t = T an error of the predicted noise is "
-                              "multiplied by 1/√ᾱ_T; use 'sample' or 'v_prediction', or more steps", stacklevel=2)
             self.method = Diffusion(built, weighting, last_step_probability, eta)
         elif method == "cgan":
             self.discriminator = Discriminator((modalities + 1) * channels, channels, size)
@@ -122,9 +118,8 @@ class GenerativeFusion(nn.Module, ModelHubMixin):
         else:
             self.method = Raw()
         self.steps = steps
-        if scheduler is not None and isinstance(self.method, Diffusion):
-            for pitfall in self.method.pitfalls(steps):
-                warnings.warn(f"the scheduler {pitfall}", stacklevel=2)
+        for pitfall in self.method.pitfalls(steps):
+            warnings.warn(pitfall, stacklevel=2)
 
         inputs = (modalities + self.method.noise_maps) * channels
         try:

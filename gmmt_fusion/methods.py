@@ -33,6 +33,10 @@ class Raw:
         """Whether a sample is one pass of the network at `first_timestep`, from the noise as it is drawn."""
         return True
 
+    def pitfalls(self, steps: int) -> list[str]:
+        """What in the settings spoils feature maps that are sampled in so many steps."""
+        return []
+
     def sample(self, network: Network, features: list[Tensor], residual: Tensor | int, noise: Tensor | None,
                steps: int, generator: torch.Generator | None) -> list[Tensor]:
         """Estimates of the normalised fused map, one a step; the last is the sample. Here there is only one."""
@@ -105,15 +109,18 @@ class Diffusion:
         return steps == 1 and _one_step_is_x_0(self.scheduler)
 
     def pitfalls(self, steps: int) -> list[str]:
-        """What in the scheduler's settings spoils feature maps that are sampled in so many steps."""
         config, found = self.scheduler.config, []
+        if config.prediction_type == "epsilon" and steps == 1:
+            found.append("prediction_type='epsilon' with steps=1: at t = T an error of the predicted noise is "
+                         "multiplied by 1/√ᾱ_T; use 'sample' or 'v_prediction', or more steps")
         if config.get("clip_sample") or config.get("thresholding"):
-            found.append("clips its estimates, as those of pictures; feature maps are larger (clip_sample=False)")
+            found.append("the scheduler clips its estimates, as those of pictures; feature maps are larger "
+                         "(clip_sample=False)")
         scheduler = copy.deepcopy(self.scheduler)
         scheduler.set_timesteps(steps)
         if (first := int(scheduler.timesteps[0])) < 0.9 * self.first_timestep:
-            found.append(f"starts from pure noise at t = {first} of {config.num_train_timesteps} with steps={steps} "
-                         "(timestep_spacing='trailing')")
+            found.append(f"the scheduler starts from pure noise at t = {first} of {config.num_train_timesteps} with "
+                         f"steps={steps} (timestep_spacing='trailing')")
         return found
 
     def signal_and_noise(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
