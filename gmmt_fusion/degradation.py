@@ -23,7 +23,7 @@ class Degradation:
 
     Args:
         probability: share of the samples that are degraded.
-        kinds: of these, one is drawn for each of them; ("missing",) is modality dropout.
+        kinds: of degradation, one of which is drawn for each such sample; ("missing",) is modality dropout.
 
     Raises:
         ValueError: a share outside 0 to 1, an unknown kind, or none.

@@ -200,7 +200,7 @@ class Root(Patched):
                 super().forward(*args, **kwargs)
             clean = [fused for _, fused in plugin.recorded]
         finally:
-            plugin.recorded = recorded
+            plugin.recorded, plugin.replaced = recorded, None
             plugin.memory.clear()
         plugin.clean = clean
         return inputs
