@@ -1,4 +1,6 @@
-"""One adapter for each host tracker; `ADAPTERS` are those that `attach(adapter="auto")` tries, in this order."""
+"""One adapter for each host tracker; `ADAPTERS` are those that `attach(adapter="auto")` tries, in
+this order.
+"""
 
 from . import siamban
 from .base import Adapter
@@ -9,4 +11,12 @@ from .vipt import ViPTAdapter
 
 ADAPTERS: tuple[type[Adapter], ...] = (ViPTAdapter, TBSIAdapter, SiamBANAdapter)
 
-__all__ = ["ADAPTERS", "Adapter", "ModuleAdapter", "SiamBANAdapter", "TBSIAdapter", "ViPTAdapter", "siamban"]
+__all__ = [
+    "ADAPTERS",
+    "Adapter",
+    "ModuleAdapter",
+    "SiamBANAdapter",
+    "TBSIAdapter",
+    "ViPTAdapter",
+    "siamban",
+]

@@ -11,13 +11,14 @@ from .base import Adapter, split_maps
 class ModuleAdapter(Adapter):
     """For a tracker whose fusion is one submodule and whose head is another.
 
-    The fusion is called with m maps (B, C, H, W), with a list of them, or with their concatenation (B, m·C, H, W), and
-    returns the fused map (B, C, H, W). The head may have any signature.
+    The fusion is called with m maps (B, C, H, W), with a list of them, or with their concatenation
+    (B, m·C, H, W), and returns the fused map (B, C, H, W). The head may have any signature.
 
     Args:
         fusion, head: dotted names of the submodules.
-        size: (H, W), or side, of the search region's maps. Where the fusion is called several times a frame, for the
-            template too, only maps of this size are generated and the rest is fused by the host. Default: all.
+        size: (H, W), or side, of the search region's maps. Where the fusion is called several times
+            a frame, for the template too, only maps of this size are generated and the rest is
+            fused by the host. Default: all.
     """
 
     def __init__(self, fusion: str, head: str, size: int | Sequence[int] | None = None) -> None:
@@ -30,9 +31,11 @@ class ModuleAdapter(Adapter):
     def fuse(self, plugin: Any, host: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         maps = split_maps((*args, *kwargs.values()), plugin.fusion.modalities)
         if maps is None:
-            raise ValueError(f"the fusion {self.fusion!r} was called with {len(args) + len(kwargs)} arguments; "
-                             f"expected {plugin.fusion.modalities} maps (B, C, H, W), a list of them, or their "
-                             "concatenation")
+            raise ValueError(
+                f"the fusion {self.fusion!r} was called with {len(args) + len(kwargs)} arguments; "
+                f"expected {plugin.fusion.modalities} maps (B, C, H, W), a list of them, or their "
+                "concatenation"
+            )
         if self.size is not None and tuple(maps[0].shape[-2:]) != self.size:
             return host(*args, **kwargs)
         return plugin.fuse(maps, lambda: host(*args, **kwargs))

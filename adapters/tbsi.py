@@ -9,10 +9,12 @@ from .base import Adapter
 
 
 class TBSIAdapter(Adapter):
-    """The fusion is one submodule, `tbsi_fuse_search`, called once a frame with the search region's two maps.
+    """The fusion is one submodule, `tbsi_fuse_search`, called once a frame with the search region's
+    two maps.
 
-    Its input (B, 2·C, H, W) is f_rgb and f_tir on channels, its output (B, C, H, W) the fused map; C = 768 and
-    H = W = 16 as published. `box_head` stays where it is, as the host's tracker calls its `cal_bbox`.
+    Its input (B, 2·C, H, W) is f_rgb and f_tir on channels, its output (B, C, H, W) the fused map;
+    C = 768 and H = W = 16 as published. `box_head` stays where it is, as the host's tracker calls
+    its `cal_bbox`.
     """
 
     head = "box_head"
@@ -23,7 +25,10 @@ class TBSIAdapter(Adapter):
 
     def channels(self, network: nn.Module) -> int | None:
         fusion = network.get_submodule("tbsi_fuse_search")
-        return next((module.out_channels for module in fusion.modules() if isinstance(module, nn.Conv2d)), None)
+        return next(
+            (module.out_channels for module in fusion.modules() if isinstance(module, nn.Conv2d)),
+            None,
+        )
 
     def fuse(self, plugin: Any, host: Callable[..., Tensor], maps: Tensor) -> Tensor:
         return plugin.fuse(maps.chunk(2, dim=1), lambda: host(maps))

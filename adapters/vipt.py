@@ -9,14 +9,16 @@ from .base import Adapter, missing_submodule
 
 
 class ViPTAdapter(Adapter):
-    """The fusion is spread over prompt blocks; the generator taps the last and replaces what follows it.
+    """The fusion is spread over prompt blocks; the generator taps the last and replaces what
+    follows it.
 
-    Every block of `backbone.prompt_blocks` is called twice a frame, with the template's maps and then the search
-    region's, (B, 2·C, H, W): the main stream (RGB) and the prompt stream. Those of the last block for the search region
-    are f_rgb and f_x; the fused map is the input of `box_head`, (B, C, H, W). C = 768, H = W = 16 and a template of 8×8
-    as published.
+    Every block of `backbone.prompt_blocks` is called twice a frame, with the template's maps and
+    then the search region's, (B, 2·C, H, W): the main stream (RGB) and the prompt stream. Those of
+    the last block for the search region are f_rgb and f_x; the fused map is the input of
+    `box_head`, (B, C, H, W). C = 768, H = W = 16 and a template of 8×8 as published.
 
-    At inference the last transformer block is skipped, so that the host's output has `None` for its attention.
+    At inference the last transformer block is skipped, so that the host's output has `None` for its
+    attention.
     """
 
     head = "box_head"
@@ -25,8 +27,10 @@ class ViPTAdapter(Adapter):
     def points(self, network: nn.Module) -> Mapping[str, Callable[..., Any]]:
         prompt_blocks = network.get_submodule("backbone.prompt_blocks")
         blocks = network.get_submodule("backbone.blocks")
-        points: dict[str, Callable[..., Any]] = {f"backbone.prompt_blocks.{len(prompt_blocks) - 1}": self.tap,
-                                                 self.head: self.fuse}
+        points: dict[str, Callable[..., Any]] = {
+            f"backbone.prompt_blocks.{len(prompt_blocks) - 1}": self.tap,
+            self.head: self.fuse,
+        }
         # a block that eliminates candidates tells the host which are gone
         if getattr(blocks[-1], "keep_ratio_search", 1) == 1:
             points[f"backbone.blocks.{len(blocks) - 1}"] = self.skip
@@ -36,31 +40,47 @@ class ViPTAdapter(Adapter):
         reason = missing_submodule(network, self.head, "backbone.blocks", "backbone.prompt_blocks")
         if reason is not None:
             return reason
-        prompts, depth = (len(network.get_submodule(f"backbone.{name}")) for name in ("prompt_blocks", "blocks"))
+        prompts, depth = (
+            len(network.get_submodule(f"backbone.{name}")) for name in ("prompt_blocks", "blocks")
+        )
         if prompts != depth:
-            return (f"backbone.prompt_blocks has length {prompts}, backbone.blocks {depth}; expected as many, as in "
-                    "vipt_deep (vipt_shaw has one, at the input, and its modalities are one stream after it)")
+            return (
+                f"backbone.prompt_blocks has length {prompts}, backbone.blocks {depth}; expected "
+                "as many, as in "
+                "vipt_deep (vipt_shaw has one, at the input, and its modalities are one stream "
+                "after it)"
+            )
         return None
 
     def channels(self, network: nn.Module) -> int | None:
         block = network.get_submodule("backbone.prompt_blocks")[-1]
-        return next((module.in_channels for module in block.modules() if isinstance(module, nn.Conv2d)), None)
+        return next(
+            (module.in_channels for module in block.modules() if isinstance(module, nn.Conv2d)),
+            None,
+        )
 
     def tap(self, plugin: Any, host: Callable[..., Tensor], maps: Tensor) -> Tensor:
         plugin.memory[tuple(maps.shape[-2:])] = maps  # the template's are smaller, or come first
         return host(maps)
 
-    def skip(self, plugin: Any, host: Callable[..., Any], tokens: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def skip(
+        self, plugin: Any, host: Callable[..., Any], tokens: Tensor, *args: Any, **kwargs: Any
+    ) -> Any:
         if not plugin.generating:
             return host(tokens, *args, **kwargs)
         indexes = (*args, *kwargs.values())[:2]
-        # with candidate elimination: called with the template's and the search region's token indexes, and returns
-        # (tokens, both, the removed indexes, attention); without: tokens in, tokens out
+        # with candidate elimination: called with the template's and the search region's token
+        # indexes, and returns (tokens, both, the removed indexes, attention); without: tokens in,
+        # tokens out
         return (tokens, *indexes, None, None) if len(indexes) == 2 else tokens
 
-    def fuse(self, plugin: Any, host: Callable[..., Any], fused: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def fuse(
+        self, plugin: Any, host: Callable[..., Any], fused: Tensor, *args: Any, **kwargs: Any
+    ) -> Any:
         maps = plugin.memory.get(tuple(fused.shape[-2:]))
         if maps is None:
-            raise ValueError(f"the head got a map of {tuple(fused.shape[-2:])}; the last prompt block ran on "
-                             f"{', '.join(map(str, plugin.memory)) or 'nothing'} before it")
+            raise ValueError(
+                f"the head got a map of {tuple(fused.shape[-2:])}; the last prompt block ran on "
+                f"{', '.join(map(str, plugin.memory)) or 'nothing'} before it"
+            )
         return host(plugin.fuse(maps.chunk(2, dim=1), fused), *args, **kwargs)

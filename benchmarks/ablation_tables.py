@@ -11,22 +11,31 @@ SETTINGS = {"same": "Degraded as in training", "shifted": "Degraded more heavily
 UNDEGRADED = ", pictures not degraded"
 """Ends the label of a row that is tested on the same scenes with two good modalities."""
 Runs = dict[str, list[dict[str, Any]]]
-"""By row, its runs by seed: {"seed", "parameters", "pairs": {setting: {"loss", "success": [that of a sequence's pairs,
-…]}}, "sequences": {setting: {name: scores}}}."""
+"""By row, its runs by seed: {"seed", "parameters", "pairs": {setting: {"loss", "success": [that of
+a sequence's pairs, …]}}, "sequences": {setting: {name: scores}}}."""
 
 
 def interval(differences: np.ndarray, draws: int = 10_000) -> dict[str, float]:
-    """The mean of paired differences (seeds, sequences) and its 95 % bootstrap interval over seeds and sequences."""
+    """The mean of paired differences (seeds, sequences) and its 95 % bootstrap interval over seeds
+    and sequences.
+    """
     random, (seeds, count) = np.random.default_rng(0), differences.shape
-    rows, columns = random.integers(seeds, size=(draws, seeds)), random.integers(count, size=(draws, count))
-    means = np.stack([differences[row][:, column].mean() for row, column in zip(rows, columns, strict=True)])
+    rows, columns = (
+        random.integers(seeds, size=(draws, seeds)),
+        random.integers(count, size=(draws, count)),
+    )
+    means = np.stack(
+        [differences[row][:, column].mean() for row, column in zip(rows, columns, strict=True)]
+    )
     low, high = np.percentile(means, [2.5, 97.5])
     return {"mean": float(differences.mean()), "low": float(low), "high": float(high)}
 
 
 def tracked(results: list[dict[str, Any]], setting: str, metric: str = "SR") -> np.ndarray:
     """(seeds, sequences), percent."""
-    return np.array([[s[metric] for s in result["sequences"][setting].values()] for result in results])
+    return np.array(
+        [[s[metric] for s in result["sequences"][setting].values()] for result in results]
+    )
 
 
 def pairs(results: list[dict[str, Any]], setting: str) -> np.ndarray:
@@ -43,26 +52,40 @@ def spread(values: np.ndarray) -> float | None:
     return float(values.std(ddof=1)) if len(values) > 1 else None
 
 
-def differences(one: list[dict[str, Any]], other: list[dict[str, Any]], setting: str) -> dict[str, Any]:
+def differences(
+    one: list[dict[str, Any]], other: list[dict[str, Any]], setting: str
+) -> dict[str, Any]:
     """What one row has over another, seed by seed and sequence by sequence."""
     loss = losses(one, setting) - losses(other, setting)
-    return {"loss": float(loss.mean()), "loss_deviation_over_seeds": spread(loss),
-            "pairs_SR": interval(pairs(one, setting) - pairs(other, setting)),
-            "SR": interval(tracked(one, setting) - tracked(other, setting))}
+    return {
+        "loss": float(loss.mean()),
+        "loss_deviation_over_seeds": spread(loss),
+        "pairs_SR": interval(pairs(one, setting) - pairs(other, setting)),
+        "SR": interval(tracked(one, setting) - tracked(other, setting)),
+    }
 
 
 def summary(rows: Runs) -> list[dict[str, Any]]:
-    """One entry a row and setting: means, deviation over seeds, and the paired difference to the base."""
+    """One entry a row and setting: means, deviation over seeds, and the paired difference to the
+    base.
+    """
     entries = []
     for label, results in rows.items():
         for setting in SETTINGS:
             loss, table = losses(results, setting), tracked(results, setting)
-            entries.append({"row": label, "setting": setting, "parameters": results[0]["parameters"],
-                            "loss": float(loss.mean()), "loss_deviation_over_seeds": spread(loss),
-                            "pairs_SR": float(pairs(results, setting).mean()),
-                            **{m: float(tracked(results, setting, m).mean()) for m in ("PR", "NPR", "SR")},
-                            "SR_deviation_over_seeds": spread(table.mean(1)),
-                            "over_base": differences(results, rows["base"], setting)})
+            entries.append(
+                {
+                    "row": label,
+                    "setting": setting,
+                    "parameters": results[0]["parameters"],
+                    "loss": float(loss.mean()),
+                    "loss_deviation_over_seeds": spread(loss),
+                    "pairs_SR": float(pairs(results, setting).mean()),
+                    **{m: float(tracked(results, setting, m).mean()) for m in ("PR", "NPR", "SR")},
+                    "SR_deviation_over_seeds": spread(table.mean(1)),
+                    "over_base": differences(results, rows["base"], setting),
+                }
+            )
     return entries
 
 
@@ -78,36 +101,66 @@ def markdown(entries: list[dict[str, Any]]) -> str:
     """A table for each setting."""
     lines = []
     for setting, title in SETTINGS.items():
-        lines += [f"| {title} | trained | loss of pairs (less is better) | SR of pairs | SR of pairs over base "
-                  "| PR | NPR | SR | SR over base |",
-                  "|---|---|---|---|---|---|---|---|---|"]
+        lines += [
+            f"| {title} | trained | loss of pairs (less is better) | SR of pairs | SR of pairs "
+            "over base "
+            "| PR | NPR | SR | SR over base |",
+            "|---|---|---|---|---|---|---|---|---|",
+        ]
         for e in entries:
             if e["setting"] == setting:
-                over = [("" if e["row"] == "base" else with_interval(e["over_base"][of])) for of in ("pairs_SR", "SR")]
-                cells = [e["row"], str(e["parameters"] or "none"),
-                         with_spread(e["loss"], e["loss_deviation_over_seeds"], ".3f"), f"{e['pairs_SR']:.1f}", over[0],
-                         f"{e['PR']:.1f}", f"{e['NPR']:.1f}",
-                         with_spread(e["SR"], e["SR_deviation_over_seeds"], ".1f"), over[1]]
+                over = [
+                    ("" if e["row"] == "base" else with_interval(e["over_base"][of]))
+                    for of in ("pairs_SR", "SR")
+                ]
+                cells = [
+                    e["row"],
+                    str(e["parameters"] or "none"),
+                    with_spread(e["loss"], e["loss_deviation_over_seeds"], ".3f"),
+                    f"{e['pairs_SR']:.1f}",
+                    over[0],
+                    f"{e['PR']:.1f}",
+                    f"{e['NPR']:.1f}",
+                    with_spread(e["SR"], e["SR_deviation_over_seeds"], ".1f"),
+                    over[1],
+                ]
                 lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)
 
 
 def against(winner: str, rows: Runs) -> list[dict[str, Any]]:
-    """The paired differences of one row to every other on the same pictures: a control is to be beaten, too."""
+    """The paired differences of one row to every other on the same pictures: a control is to be
+    beaten, too.
+    """
     labels = (winner, winner + UNDEGRADED)
-    return [{"row": label, "setting": setting,
-             **differences(rows[labels[label.endswith(UNDEGRADED)]], results, setting)}
-            for label, results in rows.items() if label not in labels for setting in SETTINGS]
+    return [
+        {
+            "row": label,
+            "setting": setting,
+            **differences(rows[labels[label.endswith(UNDEGRADED)]], results, setting),
+        }
+        for label, results in rows.items()
+        if label not in labels
+        for setting in SETTINGS
+    ]
 
 
 def comparison(winner: str, entries: list[dict[str, Any]]) -> str:
     heads = "".join(f" | {setting}: loss of pairs | SR of pairs | SR" for setting in SETTINGS)
     lines = [f"| {winner} minus …{heads} |", "|---|" + "---|---|---|" * len(SETTINGS)]
     for row in dict.fromkeys(entry["row"] for entry in entries):
-        cells = [" | ".join([with_spread(e["loss"], e["loss_deviation_over_seeds"], "+.3f"),
-                             with_interval(e["pairs_SR"]), with_interval(e["SR"])])
-                 for e in entries if e["row"] == row]
+        cells = [
+            " | ".join(
+                [
+                    with_spread(e["loss"], e["loss_deviation_over_seeds"], "+.3f"),
+                    with_interval(e["pairs_SR"]),
+                    with_interval(e["SR"]),
+                ]
+            )
+            for e in entries
+            if e["row"] == row
+        ]
         lines.append(f"| {row} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -119,9 +172,14 @@ def plot(entries: list[dict[str, Any]], path: Path, title: str) -> None:
     rows = [row for row in dict.fromkeys(entry["row"] for entry in entries) if row != "base"]
     figure = Figure(figsize=(14, 1.4 + 0.42 * len(rows)), layout="constrained")
     axes = figure.subplots(1, 3, sharey=True)
-    labels = {"loss": "loss of pairs over base", "pairs_SR": "SR of pairs over base, points",
-              "SR": "SR in tracking over base, points"}
-    for (setting, name), colour, shift in zip(SETTINGS.items(), ("#0072B2", "#D55E00"), (-0.13, 0.13), strict=True):
+    labels = {
+        "loss": "loss of pairs over base",
+        "pairs_SR": "SR of pairs over base, points",
+        "SR": "SR in tracking over base, points",
+    }
+    for (setting, name), colour, shift in zip(
+        SETTINGS.items(), ("#0072B2", "#D55E00"), (-0.13, 0.13), strict=True
+    ):
         own = {entry["row"]: entry["over_base"] for entry in entries if entry["setting"] == setting}
         heights = np.arange(len(rows)) + shift
         for axis, of in zip(axes, labels, strict=True):
@@ -129,7 +187,9 @@ def plot(entries: list[dict[str, Any]], path: Path, title: str) -> None:
             if of == "loss":
                 errors: Any = [own[row]["loss_deviation_over_seeds"] or 0 for row in rows]
             else:
-                errors = [[abs(gain["mean"] - gain[end]) for gain in gains] for end in ("low", "high")]
+                errors = [
+                    [abs(gain["mean"] - gain[end]) for gain in gains] for end in ("low", "high")
+                ]
                 gains = [gain["mean"] for gain in gains]
             axis.errorbar(gains, heights, xerr=errors, fmt="o", color=colour, capsize=3, label=name)
     for axis, label in zip(axes, labels.values(), strict=True):
@@ -138,6 +198,8 @@ def plot(entries: list[dict[str, Any]], path: Path, title: str) -> None:
         axis.grid(axis="x", alpha=0.3)
     axes[0].set(yticks=range(len(rows)), yticklabels=rows)
     axes[0].invert_yaxis()
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False
+    )
     figure.suptitle(title)
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=110, format="png"))

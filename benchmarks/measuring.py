@@ -24,15 +24,20 @@ from gmmt_fusion.networks import Block
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 REAL_HOSTS: dict[str, tuple[str, Any]] = {
-    "tbsi": ("TBSI", "vitb_256_tbsi_32x4_4e4_lasher_15ep_in1k"), "vipt": ("ViPT", "deep_rgbt"),
-    "siamban": ("siamban", 1), "siamban_three_levels": ("siamban", 3)}
+    "tbsi": ("TBSI", "vitb_256_tbsi_32x4_4e4_lasher_15ep_in1k"),
+    "vipt": ("ViPT", "deep_rgbt"),
+    "siamban": ("siamban", 1),
+    "siamban_three_levels": ("siamban", 3),
+}
 """Folder and configuration, or levels, of the real trackers."""
 
 
 class ViTB(nn.Module):
-    """A two-stream tracker with the sizes of TBSI: ViT-B on 2 × 320 tokens, a 3×3 convolution that fuses, and a head.
+    """A two-stream tracker with the sizes of TBSI: ViT-B on 2 × 320 tokens, a 3×3 convolution that
+    fuses, and a head.
 
-    Template (B, 6, 128, 128) and search (B, 6, 256, 256) to scores, offsets and sizes, (B, 5, 16, 16).
+    Template (B, 6, 128, 128) and search (B, 6, 256, 256) to scores, offsets and sizes, (B, 5, 16,
+    16).
     """
 
     def __init__(self, width: int = 768, depth: int = 12) -> None:
@@ -41,15 +46,18 @@ class ViTB(nn.Module):
         self.position = nn.Parameter(0.02 * torch.randn(1, 320, width))
         self.blocks = nn.Sequential(*(Block(width, width // 64) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)
-        self.fuse: nn.Module = nn.Sequential(nn.Conv2d(2 * width, width, 3, padding=1), nn.BatchNorm2d(width),
-                                             nn.ReLU())
+        self.fuse: nn.Module = nn.Sequential(
+            nn.Conv2d(2 * width, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()
+        )
         self.head = Towers(width)
 
     def forward(self, template: Tensor, search: Tensor) -> Tensor:
         streams = []
         for modality in range(2):
-            images = [x[:, 3 * modality:3 * modality + 3] for x in (template, search)]
-            tokens = torch.cat([rearrange(self.embed(x), "b c h w -> b (h w) c") for x in images], dim=1)
+            images = [x[:, 3 * modality : 3 * modality + 3] for x in (template, search)]
+            tokens = torch.cat(
+                [rearrange(self.embed(x), "b c h w -> b (h w) c") for x in images], dim=1
+            )
             tokens = self.norm(self.blocks(tokens + self.position))
             streams.append(rearrange(tokens[:, 64:], "b (h w) c -> b c h w", h=16))
         return self.head(self.fuse(torch.cat(streams, dim=1)))
@@ -61,17 +69,26 @@ class Towers(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         widths = (width, 256, 128, 64, 32)
-        self.towers = nn.ModuleList(nn.Sequential(*(
-            nn.Sequential(nn.Conv2d(i, o, 3, padding=1), nn.BatchNorm2d(o), nn.ReLU(inplace=True))
-            for i, o in itertools.pairwise(widths)), nn.Conv2d(32, outputs, 1)) for outputs in (1, 2, 2))
+        self.towers = nn.ModuleList(
+            nn.Sequential(
+                *(
+                    nn.Sequential(
+                        nn.Conv2d(i, o, 3, padding=1), nn.BatchNorm2d(o), nn.ReLU(inplace=True)
+                    )
+                    for i, o in itertools.pairwise(widths)
+                ),
+                nn.Conv2d(32, outputs, 1),
+            )
+            for outputs in (1, 2, 2)
+        )
 
     def forward(self, fused: Tensor) -> Tensor:
         return torch.cat([tower(fused) for tower in self.towers], dim=1)
 
 
 class Host(NamedTuple):
-    """A tracker to attach to, one frame of it, the channels and side of its maps, and the name of its fusion; None is
-    one that is recognised."""
+    """A tracker to attach to, one frame of it, the channels and side of its maps, and the name of
+    its fusion; None is one that is recognised."""
 
     tracker: Any
     run: Callable[[], Any]
@@ -80,7 +97,11 @@ class Host(NamedTuple):
     point: str | None = None
 
     def attach(self, fusion: GenerativeFusion) -> Attachment:
-        return attach(self.tracker, fusion, ModuleAdapter(self.point, "head", self.size) if self.point else "auto")
+        return attach(
+            self.tracker,
+            fusion,
+            ModuleAdapter(self.point, "head", self.size) if self.point else "auto",
+        )
 
 
 class Empty(nn.Module):
@@ -96,7 +117,9 @@ class Empty(nn.Module):
 
 
 def build_host(bench: Any, name: str, dtype: torch.dtype) -> Host:
-    """The host of a name: of our own making, or real, from a checkout in the folder that HOSTS names."""
+    """The host of a name: of our own making, or real, from a checkout in the folder that HOSTS
+    names.
+    """
     if name in REAL_HOSTS:
         return siamban_host(bench, name) if name.startswith("siamban") else real_host(bench, name)
     if name == "embedded":
@@ -107,7 +130,10 @@ def build_host(bench: Any, name: str, dtype: torch.dtype) -> Host:
         network.template(template)
         return Host(network, lambda: network.track(search), 64, SEARCH_MAP, "fusion")
     if name == "empty":
-        empty, maps = Empty().eval().to(bench.device, dtype), torch.rand(1, 16, 4, 4, device=bench.device, dtype=dtype)
+        empty, maps = (
+            Empty().eval().to(bench.device, dtype),
+            torch.rand(1, 16, 4, 4, device=bench.device, dtype=dtype),
+        )
         return Host(empty, lambda: empty(maps), 8, 4, "fuse")
     network = ViTB(64, 1) if bench.quick else ViTB()
     network = network.eval().to(bench.device, dtype)
@@ -116,14 +142,17 @@ def build_host(bench: Any, name: str, dtype: torch.dtype) -> Host:
 
 
 def real_host(bench: Any, name: str) -> Host:
-    """An unedited TBSI or ViPT of random weights, and its tracker's whole frame, crop and box included."""
+    """An unedited TBSI or ViPT of random weights, and its tracker's whole frame, crop and box
+    included.
+    """
     import host_compat
     from embedded.sequences import generate_sequence
 
     folder, configuration = REAL_HOSTS[name]
     example = importlib.import_module(name)
-    tracker = example.build_tracker(example.configuration(host_compat.prepare(Path(os.environ["HOSTS"], folder)),
-                                                          configuration))
+    tracker = example.build_tracker(
+        example.configuration(host_compat.prepare(Path(os.environ["HOSTS"], folder)), configuration)
+    )
     tracker.network.to(bench.device)
     sequence = generate_sequence(3, frames=2)
     frames, box = host_compat.six_channels(sequence), sequence.boxes_visible[0].tolist()
@@ -138,7 +167,9 @@ def real_host(bench: Any, name: str) -> Host:
 
 @cache
 def siamban_example(name: str) -> tuple[Any, Any]:
-    """examples/siamban.py, whose name is that of its host's package, and the config, which can be made once."""
+    """examples/siamban.py, whose name is that of its host's package, and the config, which can be
+    made once.
+    """
     path = Path(__file__).parents[1] / "examples" / "siamban.py"
     spec: Any = importlib.util.spec_from_file_location("siamban_example", path)
     example = importlib.util.module_from_spec(spec)
@@ -148,7 +179,9 @@ def siamban_example(name: str) -> tuple[Any, Any]:
 
 
 def siamban_host(bench: Any, name: str) -> Host:
-    """The two-stream baseline of an unedited siamban of random weights, and its tracker's whole frame."""
+    """The two-stream baseline of an unedited siamban of random weights, and its tracker's whole
+    frame.
+    """
     from embedded.sequences import generate_sequence
 
     example, cfg = siamban_example(name)
@@ -186,7 +219,9 @@ class MeanFusion(GenerativeFusion):
 
 
 class Kept(nn.Module):
-    """The fusion in the host's place by hand: nothing is frozen, so that the host's graph is kept."""
+    """The fusion in the host's place by hand: nothing is frozen, so that the host's graph is
+    kept.
+    """
 
     def __init__(self, own: nn.Module, fusion: GenerativeFusion) -> None:
         super().__init__()
@@ -211,13 +246,19 @@ def has_bfloat16(device: torch.device) -> bool:
 
 def machine(device: torch.device) -> dict[str, Any]:
     """What decides how fast things are, and does not change in a run."""
-    return {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
-            "processor": _cpuinfo("model name") or platform.processor() or platform.machine(),
-            "instructions": torch.backends.cpu.get_cpu_capability(), "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(), "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in ("torch", "diffusers")}}
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "processor": _cpuinfo("model name") or platform.processor() or platform.machine(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in ("torch", "diffusers")},
+    }
 
 
 def now() -> dict[str, Any]:
-    return {"date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "load": round(os.getloadavg()[0], 2)}
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "load": round(os.getloadavg()[0], 2),
+    }

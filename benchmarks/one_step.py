@@ -1,7 +1,9 @@
-"""Which training of the diffusion gives the best one-step sample: loss weighting, prediction type, timesteps.
+"""Which training of the diffusion gives the best one-step sample: loss weighting, prediction type,
+timesteps.
 
-Trains the generative loss alone on the embedded tracker's features and measures, on held-out sequences, how far one
-step from pure noise lands from the host's fused map: |fused* − fused|² / |fused − mean|², 0 for the host itself.
+Trains the generative loss alone on the embedded tracker's features and measures, on held-out
+sequences, how far one step from pure noise lands from the host's fused map: |fused* − fused|² /
+|fused − mean|², 0 for the host itself.
 
     python benchmarks/one_step.py --out benchmarks/results
 """
@@ -30,8 +32,14 @@ from embedded.training import PairDataset
 def record(seeds: range, batches: int, seed: int) -> list:
     """(features, fused) of the host on pairs of sequences, in batches of 8."""
     network = load_tracker()
-    handle = attach(network, GenerativeFusion(64, size=SEARCH_MAP), ModuleAdapter("fusion", "head", size=SEARCH_MAP))
-    pairs = torch.utils.data.DataLoader(PairDataset(seeds, length=8 * batches, seed=seed, sequences=40), 8)
+    handle = attach(
+        network,
+        GenerativeFusion(64, size=SEARCH_MAP),
+        ModuleAdapter("fusion", "head", size=SEARCH_MAP),
+    )
+    pairs = torch.utils.data.DataLoader(
+        PairDataset(seeds, length=8 * batches, seed=seed, sequences=40), 8
+    )
     with handle.recorded() as maps, torch.no_grad():
         for batch in pairs:
             network(batch)
@@ -41,29 +49,50 @@ def record(seeds: range, batches: int, seed: int) -> list:
 @torch.no_grad()
 def error(fusion: GenerativeFusion, maps: list) -> float:
     distance = sum((fusion(*features) - fused).square().sum() for features, fused in maps)
-    return float(distance / sum((fused - fused.mean((0, 2, 3), keepdim=True)).square().sum() for _, fused in maps))
+    return float(
+        distance
+        / sum((fused - fused.mean((0, 2, 3), keepdim=True)).square().sum() for _, fused in maps)
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--steps", type=int, default=100, help="optimiser steps a setting (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=1, help="runs a setting (default: %(default)s)")
+    parser.add_argument(
+        "--steps", type=int, default=100, help="optimiser steps a setting (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=1, help="runs a setting (default: %(default)s)"
+    )
     options = parser.parse_args()
 
     train, test = record(TRAIN_SEEDS, 40, 1), record(VALIDATION_SEEDS, 8, 2)
-    losses = [("sample", "noise"), ("sample", "min_snr"), ("sample", "x_0"), ("v_prediction", "x_0")]
+    losses = [
+        ("sample", "noise"),
+        ("sample", "min_snr"),
+        ("sample", "x_0"),
+        ("v_prediction", "x_0"),
+    ]
     settings = list(itertools.product(losses, (0.0, 0.5, 1.0)))
     rows, started = [], time.monotonic()
     for (prediction, weighting), last in tqdm(settings, unit="setting"):
         errors = []
         for seed in range(options.seeds):
             torch.manual_seed(seed)
-            fusion = GenerativeFusion(64, size=SEARCH_MAP, prediction_type=prediction, weighting=weighting,
-                                      last_step_probability=last).manual_seed(seed)
+            fusion = GenerativeFusion(
+                64,
+                size=SEARCH_MAP,
+                prediction_type=prediction,
+                weighting=weighting,
+                last_step_probability=last,
+            ).manual_seed(seed)
             start = fusion.calibrate(train)
             optimizer = torch.optim.AdamW(fusion.parameters(), lr=1e-3)
-            schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=options.steps)
+            schedule = torch.optim.lr_scheduler.OneCycleLR(
+                optimizer, 1e-3, total_steps=options.steps
+            )
             for features, fused in itertools.islice(itertools.cycle(train), options.steps):
                 optimizer.zero_grad()
                 fusion.loss(features, fused).loss.backward()
@@ -71,19 +100,43 @@ def main() -> None:
                 optimizer.step()
                 schedule.step()
             errors.append(error(fusion, test))
-        rows.append({"prediction_type": prediction, "weighting": weighting, "last_step_probability": last,
-                     "errors": errors})
+        rows.append(
+            {
+                "prediction_type": prediction,
+                "weighting": weighting,
+                "last_step_probability": last,
+                "errors": errors,
+            }
+        )
 
     rows.sort(key=lambda row: sum(row["errors"]))
-    lines = ["| prediction | weighting | share of t = T | one-step error, a number a seed |", "|---|---|---|---|"]
-    lines += [f"| {r['prediction_type']} | {r['weighting']} | {r['last_step_probability']} | "
-              f"{' '.join(f'{e:.4f}' for e in r['errors'])} |" for r in rows]
+    lines = [
+        "| prediction | weighting | share of t = T | one-step error, a number a seed |",
+        "|---|---|---|---|",
+    ]
+    lines += [
+        f"| {r['prediction_type']} | {r['weighting']} | {r['last_step_probability']} | "
+        f"{' '.join(f'{e:.4f}' for e in r['errors'])} |"
+        for r in rows
+    ]
     lines += [f"\nBefore training, calibrated: {start:.4f} on the calibration data."]
-    report = {"command": " ".join(sys.argv), **machine(torch.device("cpu")), **now(),
-              "seconds": time.monotonic() - started, "steps": options.steps, "calibrated": start, "rows": rows}
+    report = {
+        "command": " ".join(sys.argv),
+        **machine(torch.device("cpu")),
+        **now(),
+        "seconds": time.monotonic() - started,
+        "steps": options.steps,
+        "calibrated": start,
+        "rows": rows,
+    }
     options.out.mkdir(parents=True, exist_ok=True)
-    write_atomically(options.out / "one_step.json", lambda path: path.write_text(json.dumps(report, indent=1) + "\n"))
-    write_atomically(options.out / "one_step.md", lambda path: path.write_text("\n".join(lines) + "\n"))
+    write_atomically(
+        options.out / "one_step.json",
+        lambda path: path.write_text(json.dumps(report, indent=1) + "\n"),
+    )
+    write_atomically(
+        options.out / "one_step.md", lambda path: path.write_text("\n".join(lines) + "\n")
+    )
     print("\n".join(lines))
 
 

@@ -1,11 +1,13 @@
-"""What a fusion costs: alone, in a training step, and in a frame of a tracker, on the machine at hand.
+"""What a fusion costs: alone, in a training step, and in a frame of a tracker, on the machine at
+hand.
 
     python benchmarks/speed.py --out benchmarks/results
 
-measures row after row, each in a process of its own, and writes speed.json after each and speed.md from it; started
-again with the same settings, it goes on where it was. What is compared is interleaved. A time is the fastest, a ratio
-is that of the fastest and, in brackets, the median over the rounds. Memory on a CPU is read from Linux's /proc.
-HOSTS=DIR adds frames of the real trackers, from checkouts in DIR/TBSI, DIR/ViPT and DIR/siamban.
+measures row after row, each in a process of its own, and writes speed.json after each and speed.md
+from it; started again with the same settings, it goes on where it was. What is compared is
+interleaved. A time is the fastest, a ratio is that of the fastest and, in brackets, the median over
+the rounds. Memory on a CPU is read from Linux's /proc. HOSTS=DIR adds frames of the real trackers,
+from checkouts in DIR/TBSI, DIR/ViPT and DIR/siamban.
 """
 
 import argparse
@@ -22,7 +24,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import REAL_HOSTS, Host, Kept, Mean, MeanFusion, build_host, has_bfloat16, machine, now
+from measuring import (
+    REAL_HOSTS,
+    Host,
+    Kept,
+    Mean,
+    MeanFusion,
+    build_host,
+    has_bfloat16,
+    machine,
+    now,
+)
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -48,7 +60,9 @@ class Bench:
         self.options, self.device = options, torch.device(options.device)
         self.quick, self.seconds = options.quick, options.seconds
         torch.set_num_threads(options.threads)
-        torch.set_float32_matmul_precision("high" if self.device.type == "cuda" else "highest")  # tf32 on a GPU
+        torch.set_float32_matmul_precision(
+            "high" if self.device.type == "cuda" else "highest"
+        )  # tf32 on a GPU
         torch.manual_seed(0)
 
     def once(self, function: Callable[[], Any]) -> float:
@@ -63,16 +77,23 @@ class Bench:
             torch.cuda.synchronize()
 
     def interleave(self, functions: Functions, least: int = 3) -> dict[str, list[float]]:
-        """Seconds of every function in every round, for as many rounds as the time allows, after one that warms up.
+        """Seconds of every function in every round, for as many rounds as the time allows, after
+        one that warms up.
 
-        least: rounds whatever the time; but one where a round alone takes longer than twice the time.
+        least: rounds whatever the time; but one where a round alone takes longer than twice the
+            time.
         """
         for function in functions.values():
             self.once(function)
         round_time = sum([self.once(function) for function in functions.values()])
         times: dict[str, list[float]] = {name: [] for name in functions}
         order = list(functions.items())
-        for _ in range(min(2000, max(1 if round_time > 2 * self.seconds else least, int(self.seconds / round_time)))):
+        for _ in range(
+            min(
+                2000,
+                max(1 if round_time > 2 * self.seconds else least, int(self.seconds / round_time)),
+            )
+        ):
             for name, function in order:
                 times[name].append(self.once(function))
             order.reverse()  # none is always after the same one
@@ -93,7 +114,13 @@ class Bench:
 
     def matrix_product(self, dtype: torch.dtype) -> tuple[Callable[[], Any], float]:
         """The square product with the highest rate, and its FLOP."""
-        sizes = (256, 512) if self.quick else (1024, 2048, 4096) if self.device.type == "cpu" else (4096, 8192, 16384)
+        sizes = (
+            (256, 512)
+            if self.quick
+            else (1024, 2048, 4096)
+            if self.device.type == "cpu"
+            else (4096, 8192, 16384)
+        )
         best: tuple[float, Callable[[], Any], float] | None = None
         for size in sizes:
             a, b = (torch.randn(size, size, device=self.device).to(dtype) for _ in range(2))
@@ -101,22 +128,31 @@ class Bench:
             def product(a: Tensor = a, b: Tensor = b) -> Tensor:
                 return a @ b
 
-            rate = 2 * size ** 3 / min(self.once(product) for _ in range(3))
+            rate = 2 * size**3 / min(self.once(product) for _ in range(3))
             if best is None or rate > best[0]:
-                best = rate, product, 2.0 * size ** 3
+                best = rate, product, 2.0 * size**3
         assert best is not None
         return best[1:]
 
     def copy(self) -> tuple[Callable[[], Any], float]:
         """A copy in memory, too large for any cache, and the bytes that it moves."""
-        source = torch.ones(2 ** (20 if self.quick else 28 if self.device.type == "cuda" else 26), device=self.device)
+        source = torch.ones(
+            2 ** (20 if self.quick else 28 if self.device.type == "cuda" else 26),
+            device=self.device,
+        )
         target = torch.empty_like(source)
         return lambda: target.copy_(source), 2.0 * source.nbytes
 
-    def fusion(self, preset: str, method: str = "diffusion", shape: tuple[int, int] | None = None) -> GenerativeFusion:
+    def fusion(
+        self, preset: str, method: str = "diffusion", shape: tuple[int, int] | None = None
+    ) -> GenerativeFusion:
         channels, size = shape or ((64, 8) if self.quick else (768, 16))
         tiny = {"network_config": TINY[PRESETS[preset]["network"]]} if self.quick else {}
-        fusion = GenerativeFusion.preset(preset, channels, size, method=method, **tiny).to(self.device).eval()
+        fusion = (
+            GenerativeFusion.preset(preset, channels, size, method=method, **tiny)
+            .to(self.device)
+            .eval()
+        )
         for parameter in fusion.network.last_layer.parameters():
             nn.init.normal_(parameter, std=0.02)
         return fusion
@@ -146,14 +182,24 @@ class Bench:
 
 def summary(times: dict[str, list[float]], against: str) -> dict[str, Any]:
     """Milliseconds, and ratios to one of them."""
-    return {name: {"fastest_ms": 1e3 * min(t), "median_ms": 1e3 * statistics.median(t), "rounds": len(t),
-                   "fastest_ratio": min(t) / min(times[against]),
-                   "median_ratio": statistics.median(a / b for a, b in zip(t, times[against], strict=True))}
-            for name, t in times.items()}
+    return {
+        name: {
+            "fastest_ms": 1e3 * min(t),
+            "median_ms": 1e3 * statistics.median(t),
+            "rounds": len(t),
+            "fastest_ratio": min(t) / min(times[against]),
+            "median_ratio": statistics.median(
+                a / b for a, b in zip(t, times[against], strict=True)
+            ),
+        }
+        for name, t in times.items()
+    }
 
 
 def inference(bench: Bench, preset: str, method: str) -> Row:
-    """The fusion alone: every path at every batch, beside the matrix rate and the bandwidth of the same minutes."""
+    """The fusion alone: every path at every batch, beside the matrix rate and the bandwidth of the
+    same minutes.
+    """
     fusion = bench.fusion(preset, method)
     row: Row = {"parameters": sum(p.numel() for p in fusion.generator_parameters()), "batches": {}}
     with FlopCounterMode(display=False) as counter:
@@ -162,22 +208,34 @@ def inference(bench: Bench, preset: str, method: str) -> Row:
     copying, copied = bench.copy()
     for batch in bench.options.batches:
         flop, maps = batch * counter.get_total_flops(), bench.maps(batch)
-        functions: Functions = {name: lambda switch=switch, maps=maps: (switch(), fusion(*maps))[1]
-                                for name, switch in bench.paths(fusion).items()}
+        functions: Functions = {
+            name: lambda switch=switch, maps=maps: (switch(), fusion(*maps))[1]
+            for name, switch in bench.paths(fusion).items()
+        }
         plain = functions["plain"]()
-        errors = {name: float((path() - plain).norm() / plain.norm()) for name, path in functions.items()}
+        errors = {
+            name: float((path() - plain).norm() / plain.norm()) for name, path in functions.items()
+        }
         functions |= {"matrix product": product, "copy": copying}
         if has_bfloat16(bench.device):
             functions["bfloat16 matrix product"], _ = bench.matrix_product(torch.bfloat16)
         times = bench.interleave(functions)
         fusion.optimize(False)
         # of few rounds none may be undisturbed, and these are short
-        rate, bandwidth = (work / min(*times[name], *(bench.once(function) for _ in range(20)))
-                           for name, function, work in (("matrix product", product, product_flop),
-                                                        ("copy", copying, copied)))
+        rate, bandwidth = (
+            work / min(*times[name], *(bench.once(function) for _ in range(20)))
+            for name, function, work in (
+                ("matrix product", product, product_flop),
+                ("copy", copying, copied),
+            )
+        )
         row["batches"][str(batch)] = {
-            "gflop": flop / 1e9, "matrix_gflops": rate / 1e9, "bandwidth_gb_s": bandwidth / 1e9,
-            "relative_error": errors, "paths": summary(times, "plain")}
+            "gflop": flop / 1e9,
+            "matrix_gflops": rate / 1e9,
+            "bandwidth_gb_s": bandwidth / 1e9,
+            "relative_error": errors,
+            "paths": summary(times, "plain"),
+        }
     return row
 
 
@@ -186,16 +244,23 @@ def peak(bench: Bench, preset: str, method: str) -> Row:
     fusion = bench.fusion(preset, method)
     fusion(*bench.maps(1))  # what is set up once
     batches = [(str(batch), bench.maps(batch)) for batch in bench.options.batches]
-    return {"peak_mb": {batch: bench.peak(lambda maps=maps: fusion(*maps)) for batch, maps in batches}}
+    return {
+        "peak_mb": {batch: bench.peak(lambda maps=maps: fusion(*maps)) for batch, maps in batches}
+    }
 
 
 def training(bench: Bench, preset: str, method: str) -> Row:
     """A step of the generative loss with AdamW, and a CGAN's discriminator in its turn."""
     batch = 2 if bench.quick else 8
     fusion = bench.fusion(preset, method).train()
-    needed = 12 * 1.25 * sum(p.numel() for p in fusion.parameters()) / 1e9  # gradients and two moments
-    free = (torch.cuda.mem_get_info()[0] if bench.device.type == "cuda"
-            else 1024 * kilobytes("meminfo", "MemAvailable")) / 1e9
+    needed = (
+        12 * 1.25 * sum(p.numel() for p in fusion.parameters()) / 1e9
+    )  # gradients and two moments
+    free = (
+        torch.cuda.mem_get_info()[0]
+        if bench.device.type == "cuda"
+        else 1024 * kilobytes("meminfo", "MemAvailable")
+    ) / 1e9
     if needed > free:
         return {"skipped": f"needs about {needed:.0f} GB more, {free:.0f} GB are free"}
     optimizer = torch.optim.AdamW(fusion.parameters(), 1e-4, foreach=False)
@@ -210,11 +275,17 @@ def training(bench: Bench, preset: str, method: str) -> Row:
         optimizer.step()
 
     memory = bench.peak(step)
-    return {"batch": batch, "peak_mb": memory, **summary(bench.interleave({"step": step}), "step")["step"]}
+    return {
+        "batch": batch,
+        "peak_mb": memory,
+        **summary(bench.interleave({"step": step}), "step")["step"],
+    }
 
 
 def frame(bench: Bench, name: str, preset: str, dtype: str) -> Row:
-    """A frame of the host untouched, with no fusion at all, and with the fusion attached, by every path."""
+    """A frame of the host untouched, with no fusion at all, and with the fusion attached, by every
+    path.
+    """
     kind = getattr(torch, dtype)
 
     def attached() -> tuple[Host, Attachment]:
@@ -235,13 +306,16 @@ def frame(bench: Bench, name: str, preset: str, dtype: str) -> Row:
         for compiled in (whole, whole_attached):
             compiled.tracker.compile(mode="reduce-overhead")
         functions |= {"untouched, compiled": whole.run, "optimised, compiled": whole_attached.run}
-    times = bench.interleave(functions, 1 if bench.quick else 20)  # ratios of few per cent want many
+    times = bench.interleave(
+        functions, 1 if bench.quick else 20
+    )  # ratios of few per cent want many
     row = {"frames": summary(times, "untouched")}
     return row | ({"to_no_fusion": summary(times, "no fusion")} if host.point else {})
 
 
 def attaching(bench: Bench, name: str) -> Row:
-    """What the swapped classes cost: hosts that fuse by the mean, one of them through an attachment.
+    """What the swapped classes cost: hosts that fuse by the mean, one of them through an
+    attachment.
 
     Two are untouched: how far they are apart is what this measurement cannot tell.
     """
@@ -281,10 +355,18 @@ def memory(bench: Bench, way: str) -> Row:
 
 def importing(bench: Bench) -> Row:
     """Seconds of the import, on top of torch's, in processes of their own."""
-    code = ("import time, torch; start = time.perf_counter(); import gmmt_fusion; whole = time.perf_counter(); "
-            "from gmmt_fusion import GenerativeFusion, attach; print(whole - start, time.perf_counter() - start)")
-    runs = [subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True).stdout.split()
-            for _ in range(1 if bench.quick else 5)]
+    code = (
+        "import time, torch; start = time.perf_counter(); import gmmt_fusion; whole = "
+        "time.perf_counter(); "
+        "from gmmt_fusion import GenerativeFusion, attach; print(whole - start, "
+        "time.perf_counter() - start)"
+    )
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True
+        ).stdout.split()
+        for _ in range(1 if bench.quick else 5)
+    ]
     package, used = (min(map(float, column)) for column in zip(*runs, strict=True))
     return {"package_s": package, "used_s": used}
 
@@ -300,8 +382,15 @@ def limits(bench: Bench) -> Row:
 
 
 MEASURES: dict[str, Callable[..., Row]] = {
-    "inference": inference, "training": training, "peak": peak, "frame": frame, "attaching": attaching,
-    "memory": memory, "importing": importing, "limits": limits}
+    "inference": inference,
+    "training": training,
+    "peak": peak,
+    "frame": frame,
+    "attaching": attaching,
+    "memory": memory,
+    "importing": importing,
+    "limits": limits,
+}
 
 
 def plan(options: argparse.Namespace) -> list[tuple[str, ...]]:
@@ -312,10 +401,15 @@ def plan(options: argparse.Namespace) -> list[tuple[str, ...]]:
         if kind in ("inference", "training", "peak"):
             rows += [(kind, *row) for row in itertools.product(options.presets, options.methods)]
         elif kind == "frame":
-            rows += [(kind, "vit_b", preset, dtype) for preset in options.presets for dtype in dtypes]
+            rows += [
+                (kind, "vit_b", preset, dtype) for preset in options.presets for dtype in dtypes
+            ]
             rows += [(kind, "embedded", preset, "float32") for preset in ("small", "small-unet")]
             if "HOSTS" in os.environ and not options.quick:
-                rows += [(kind, name, "small-unet" if "siamban" in name else "small", "float32") for name in REAL_HOSTS]
+                rows += [
+                    (kind, name, "small-unet" if "siamban" in name else "small", "float32")
+                    for name in REAL_HOSTS
+                ]
         else:
             names = {"attaching": ("vit_b", "embedded", "empty"), "memory": ("attached", "kept")}
             rows += [(kind, name) for name in names[kind]] if kind in names else [(kind,)]
@@ -323,18 +417,25 @@ def plan(options: argparse.Namespace) -> list[tuple[str, ...]]:
 
 
 def measure(options: argparse.Namespace, row: tuple[str, ...]) -> Row:
-    """One row in a process of its own: its peak memory is its own, and nothing warms up for another."""
+    """One row in a process of its own: its peak memory is its own, and nothing warms up for
+    another.
+    """
     command = [sys.executable, __file__, *sys.argv[1:], "--row", *row]
     try:
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=options.limit)
     except subprocess.TimeoutExpired:
         return {"skipped": f"took more than {options.limit} s (--limit)"}
-    return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {
-        "skipped": f"ended with {done.returncode}; see the messages above"}
+    return (
+        json.loads(done.stdout.splitlines()[-1])
+        if done.returncode == 0
+        else {"skipped": f"ended with {done.returncode}; see the messages above"}
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--measure", nargs="+", choices=MEASURES, default=list(MEASURES))
     parser.add_argument("--presets", nargs="+", choices=PRESETS, default=list(PRESETS))
@@ -342,9 +443,15 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--seconds", type=float, default=10, help="for each comparison (default: %(default)s)")
-    parser.add_argument("--limit", type=float, default=1800, help="seconds for a row (default: %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything runs")
+    parser.add_argument(
+        "--seconds", type=float, default=10, help="for each comparison (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--limit", type=float, default=1800, help="seconds for a row (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny sizes, to see that everything runs"
+    )
     parser.add_argument("--row", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     bench = Bench(options)
@@ -360,12 +467,23 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     kinds = [bench.device.type] * (bench.device.type != "cpu") + ["quick"] * bench.quick
     path = options.out / f"{'_'.join(['speed', *kinds])}.json"
-    settings = {"format": 2, "machine": machine(bench.device), "quick": options.quick, "seconds": options.seconds,
-                "batches": options.batches}
+    settings = {
+        "format": 2,
+        "machine": machine(bench.device),
+        "quick": options.quick,
+        "seconds": options.seconds,
+        "batches": options.batches,
+    }
     report = json.loads(path.read_text()) if path.is_file() else {}
-    if {key: report.get(key) for key in settings} != settings:  # of another machine, or measured otherwise
+    if {
+        key: report.get(key) for key in settings
+    } != settings:  # of another machine, or measured otherwise
         report = {**settings, "rows": {}}
-    rows = [row for row in plan(options) if "skipped" in report["rows"].get(" ".join(row), {"skipped": ""})]
+    rows = [
+        row
+        for row in plan(options)
+        if "skipped" in report["rows"].get(" ".join(row), {"skipped": ""})
+    ]
     for row in tqdm(rows, unit="row"):
         report["rows"][" ".join(row)] = measure(options, row)
         write_atomically(path, lambda file: file.write_text(json.dumps(report, indent=1) + "\n"))

@@ -11,15 +11,33 @@ NOT_PATHS = ("matrix product", "copy", "bfloat16 matrix product")
 def tables(report: Report) -> str:
     rows = {tuple(name.split()): row for name, row in report["rows"].items()}
     done = {name: row for name, row in rows.items() if "skipped" not in row}
-    parts = ["# What a fusion costs", "", *inference(done), *training(done), *frames(done), *attaching(done),
-             *memory(done), *others(done), *goals(done, report["quick"])]
-    parts += [f"- {' '.join(name)}: not measured, {row['skipped']}" for name, row in rows.items() if "skipped" in row]
+    parts = [
+        "# What a fusion costs",
+        "",
+        *inference(done),
+        *training(done),
+        *frames(done),
+        *attaching(done),
+        *memory(done),
+        *others(done),
+        *goals(done, report["quick"]),
+    ]
+    parts += [
+        f"- {' '.join(name)}: not measured, {row['skipped']}"
+        for name, row in rows.items()
+        if "skipped" in row
+    ]
     dates = [row["date"] for row in done.values()]
-    loads = [row["load"] for name, row in done.items() if name[0] != "peak"]  # memory does not depend on it
+    loads = [
+        row["load"] for name, row in done.items() if name[0] != "peak"
+    ]  # memory does not depend on it
     about = ", ".join(f"{key} {value}" for key, value in report["machine"].items())
     if loads:
         about += f", {min(dates)} to {max(dates)}, load {min(loads)} to {max(loads)}"
-    return "\n".join([*parts, "", about + (", tiny sizes (--quick)" if report["quick"] else "")]) + "\n"
+    return (
+        "\n".join([*parts, "", about + (", tiny sizes (--quick)" if report["quick"] else "")])
+        + "\n"
+    )
 
 
 def table(title: str, heads: list[str], body: list[list[str]]) -> list[str]:
@@ -38,10 +56,13 @@ def of_kind(rows: Report, kind: str) -> Iterator[tuple[Any, Report]]:
 
 
 def shares(rows: Report, row: Report, at: Report, path: str) -> tuple[float, float]:
-    """Of the matrix rate, and of the roofline: no faster than the products at full rate, nor than reading the weights
-    once. Both limits are the highest of the whole run, as in one row they may have been disturbed."""
+    """Of the matrix rate, and of the roofline: no faster than the products at full rate, nor than
+    reading the weights once. Both limits are the highest of the whole run, as in one row they may
+    have been disturbed."""
     batches = [at for _, other in of_kind(rows, "inference") for at in other["batches"].values()]
-    rate, bandwidth = (max(at[limit] for at in batches) for limit in ("matrix_gflops", "bandwidth_gb_s"))
+    rate, bandwidth = (
+        max(at[limit] for at in batches) for limit in ("matrix_gflops", "bandwidth_gb_s")
+    )
     seconds = at["paths"][path]["fastest_ms"] / 1e3
     share = at["gflop"] / rate / seconds
     return share, max(share, 4e-9 * row["parameters"] / bandwidth / seconds)
@@ -52,71 +73,170 @@ def inference(rows: Report) -> list[str]:
     for name, row in of_kind(rows, "inference"):
         for batch, at in row["batches"].items():
             paths = {k: v for k, v in at["paths"].items() if k not in NOT_PATHS and k != "plain"}
-            body.append([*name, f"{row['parameters'] / 1e6:.1f} M", batch, f"{at['gflop']:.1f}",
-                         f"{at['paths']['plain']['fastest_ms']:.1f} ms", str(at["paths"]["plain"]["rounds"]),
-                         "; ".join(f"{k} {v['fastest_ms']:.1f} ms, {ratio(v)} ×, off by {at['relative_error'][k]:.0e}"
-                                   for k, v in paths.items()),
-                         f"{at['matrix_gflops']:.0f} GFLOP/s",
-                         *(f"{plain:.0%}, {optimised:.0%}" for plain, optimised in zip(
-                             *(shares(rows, row, at, path) for path in ("plain", "optimised")), strict=True)),
-                         f"{memory[name]['peak_mb'][batch]:.0f} MB" if name in memory else ""])
-    return table("A pass of the fusion", ["preset", "method", "parameters", "batch", "GFLOP", "plain", "rounds",
-                                          "other paths", "matrix product", "of its best rate: plain, optimised",
-                                          "of the roofline: plain, optimised", "peak beyond the weights"], body)
+            body.append(
+                [
+                    *name,
+                    f"{row['parameters'] / 1e6:.1f} M",
+                    batch,
+                    f"{at['gflop']:.1f}",
+                    f"{at['paths']['plain']['fastest_ms']:.1f} ms",
+                    str(at["paths"]["plain"]["rounds"]),
+                    "; ".join(
+                        f"{k} {v['fastest_ms']:.1f} ms, {ratio(v)} ×, off by "
+                        f"{at['relative_error'][k]:.0e}"
+                        for k, v in paths.items()
+                    ),
+                    f"{at['matrix_gflops']:.0f} GFLOP/s",
+                    *(
+                        f"{plain:.0%}, {optimised:.0%}"
+                        for plain, optimised in zip(
+                            *(shares(rows, row, at, path) for path in ("plain", "optimised")),
+                            strict=True,
+                        )
+                    ),
+                    f"{memory[name]['peak_mb'][batch]:.0f} MB" if name in memory else "",
+                ]
+            )
+    return table(
+        "A pass of the fusion",
+        [
+            "preset",
+            "method",
+            "parameters",
+            "batch",
+            "GFLOP",
+            "plain",
+            "rounds",
+            "other paths",
+            "matrix product",
+            "of its best rate: plain, optimised",
+            "of the roofline: plain, optimised",
+            "peak beyond the weights",
+        ],
+        body,
+    )
 
 
 def training(rows: Report) -> list[str]:
     heads = ["preset", "method", "batch", "step", "peak beyond the weights"]
-    return table("A step of training (Loss_gen, AdamW)", heads,
-                 [[*name, str(row["batch"]), f"{row['fastest_ms']:.0f} ms", f"{row['peak_mb']:.0f} MB"]
-                  for name, row in of_kind(rows, "training")])
+    return table(
+        "A step of training (Loss_gen, AdamW)",
+        heads,
+        [
+            [*name, str(row["batch"]), f"{row['fastest_ms']:.0f} ms", f"{row['peak_mb']:.0f} MB"]
+            for name, row in of_kind(rows, "training")
+        ],
+    )
 
 
 def frames(rows: Report) -> list[str]:
-    body = [[*name, path, str(times["rounds"]), f"{times['fastest_ms']:.1f} ms", f"{1e3 / times['fastest_ms']:.1f}",
-             ratio(times),
-             ratio(row["to_no_fusion"][path]) if "to_no_fusion" in row else ""]
-            for name, row in of_kind(rows, "frame") for path, times in row["frames"].items()]
-    return table("A frame of a tracker", ["host", "preset", "dtype", "fusion", "rounds", "frame", "frames/s",
-                                          "× untouched", "× no fusion at all"], body)
+    body = [
+        [
+            *name,
+            path,
+            str(times["rounds"]),
+            f"{times['fastest_ms']:.1f} ms",
+            f"{1e3 / times['fastest_ms']:.1f}",
+            ratio(times),
+            ratio(row["to_no_fusion"][path]) if "to_no_fusion" in row else "",
+        ]
+        for name, row in of_kind(rows, "frame")
+        for path, times in row["frames"].items()
+    ]
+    return table(
+        "A frame of a tracker",
+        [
+            "host",
+            "preset",
+            "dtype",
+            "fusion",
+            "rounds",
+            "frame",
+            "frames/s",
+            "× untouched",
+            "× no fusion at all",
+        ],
+        body,
+    )
 
 
 def attaching(rows: Report) -> list[str]:
     heads = ["host", "frame untouched", "attached", "× untouched", "another untouched, × untouched"]
-    return table("Attaching alone, a fusion that does nothing", heads,
-                 [[*name, *(f"{row[way]['fastest_ms']:.3f} ms" for way in ("untouched", "attached")),
-                   *(ratio(row[way]) for way in ("attached", "untouched as well"))]
-                  for name, row in of_kind(rows, "attaching")])
+    return table(
+        "Attaching alone, a fusion that does nothing",
+        heads,
+        [
+            [
+                *name,
+                *(f"{row[way]['fastest_ms']:.3f} ms" for way in ("untouched", "attached")),
+                *(ratio(row[way]) for way in ("attached", "untouched as well")),
+            ]
+            for name, row in of_kind(rows, "attaching")
+        ],
+    )
 
 
 def memory(rows: Report) -> list[str]:
-    return table("A training step on the ViT-B host", ["host", "batch", "step", "peak beyond the weights"],
-                 [[*name, str(row["batch"]), f"{row['step_ms']:.0f} ms", f"{row['peak_mb']:.0f} MB"]
-                  for name, row in of_kind(rows, "memory")])
+    return table(
+        "A training step on the ViT-B host",
+        ["host", "batch", "step", "peak beyond the weights"],
+        [
+            [*name, str(row["batch"]), f"{row['step_ms']:.0f} ms", f"{row['peak_mb']:.0f} MB"]
+            for name, row in of_kind(rows, "memory")
+        ],
+    )
 
 
 def others(rows: Report) -> list[str]:
-    lines = [f"- {name}: {value:.0f}" for row in (rows.get(("limits",), {}),) for name, value in row.items()
-             if name.endswith("/s")]
-    lines += [f"- `import gmmt_fusion` {row['package_s']:.3f} s on top of `import torch`, with `GenerativeFusion` and "
-              f"`attach` {row['used_s']:.3f} s" for row in (rows.get(("importing",)),) if row]
+    lines = [
+        f"- {name}: {value:.0f}"
+        for row in (rows.get(("limits",), {}),)
+        for name, value in row.items()
+        if name.endswith("/s")
+    ]
+    lines += [
+        f"- `import gmmt_fusion` {row['package_s']:.3f} s on top of `import torch`, with "
+        "`GenerativeFusion` and "
+        f"`attach` {row['used_s']:.3f} s"
+        for row in (rows.get(("importing",)),)
+        if row
+    ]
     return ["## The machine, and the import", "", *lines, ""] if lines else []
 
 
 def goals(rows: Report, quick: bool) -> list[str]:
-    """Each goal against what was measured: ratios of whole frames by the median of rounds, others by the fastest."""
-    checks: list[tuple[str, float, float]] = []  # what, measured, at most; a goal of "at least" is negative
+    """Each goal against what was measured: ratios of whole frames by the median of rounds, others
+    by the fastest.
+    """
+    checks: list[
+        tuple[str, float, float]
+    ] = []  # what, measured, at most; a goal of "at least" is negative
     for (host, preset, dtype), row in of_kind(rows, "frame"):
         if (host, preset, dtype) == ("vit_b", "small", "float32"):
             for path in ("plain", "optimised"):
-                checks += [(f"small on the ViT-B host, {path}, × {against}", row[key][path]["median_ratio"], 1.10)
-                           for against, key in (("untouched", "frames"), ("no fusion", "to_no_fusion"))]
+                checks += [
+                    (
+                        f"small on the ViT-B host, {path}, × {against}",
+                        row[key][path]["median_ratio"],
+                        1.10,
+                    )
+                    for against, key in (("untouched", "frames"), ("no fusion", "to_no_fusion"))
+                ]
         elif host in GOALS:
-            checks += [(f"small on the real {host}, {path}, × untouched", row["frames"][path]["median_ratio"],
-                        GOALS[host]) for path in ("plain", "optimised")]
+            checks += [
+                (
+                    f"small on the real {host}, {path}, × untouched",
+                    row["frames"][path]["median_ratio"],
+                    GOALS[host],
+                )
+                for path in ("plain", "optimised")
+            ]
         elif host == "vit_b" and "CUDA graph" in row["frames"]:
-            best = max(1e3 / times["fastest_ms"] for path, times in row["frames"].items()
-                       if path != "no fusion" and "untouched" not in path)
+            best = max(
+                1e3 / times["fastest_ms"]
+                for path, times in row["frames"].items()
+                if path != "no fusion" and "untouched" not in path
+            )
             checks.append((f"{preset} on the ViT-B host in {dtype}, frames/s", -best, -80))
     attached = {host: row for (host,), row in of_kind(rows, "attaching")}
     empty = attached.pop("empty", None)
@@ -124,18 +244,34 @@ def goals(rows: Report, quick: bool) -> list[str]:
         checks.append((f"attaching, {host}", row["attached"]["median_ratio"], 1.01))
         if empty:
             added = empty["attached"]["fastest_ms"] - empty["untouched"]["fastest_ms"]
-            checks.append((f"attaching, {host}, by the {1e3 * added:.0f} µs that it adds to an empty host",
-                           1 + added / row["untouched"]["fastest_ms"], 1.01))
+            checks.append(
+                (
+                    f"attaching, {host}, by the {1e3 * added:.0f} µs that it adds to an empty host",
+                    1 + added / row["untouched"]["fastest_ms"],
+                    1.01,
+                )
+            )
     for (preset, method), row in of_kind(rows, "inference"):
         at = row["batches"].get("8", {"paths": {}})
         if at["paths"] and preset.startswith("paper"):
-            checks += [(f"{preset}, {method}, batch 8, {path}, share of the matrix rate",
-                        -shares(rows, row, at, path)[0], -0.6) for path in ("plain", "optimised")]
+            checks += [
+                (
+                    f"{preset}, {method}, batch 8, {path}, share of the matrix rate",
+                    -shares(rows, row, at, path)[0],
+                    -0.6,
+                )
+                for path in ("plain", "optimised")
+            ]
         if "bfloat16" in at["paths"]:
             faster = at["paths"]["optimised"]["fastest_ms"] / at["paths"]["bfloat16"]["fastest_ms"]
-            checks.append((f"{preset}, {method}, batch 8, bfloat16 faster than float32", -faster, -1.8))
+            checks.append(
+                (f"{preset}, {method}, batch 8, bfloat16 faster than float32", -faster, -1.8)
+            )
     if ("importing",) in rows:
         checks.append(("import, seconds", rows["importing",]["package_s"], 0.2))
-    lines = [f"- {what}: {abs(measured):.3f}, goal at {'least' if goal < 0 else 'most'} {abs(goal):.2f}"
-             f"{'' if measured <= goal else ', MISSED'}" for what, measured, goal in checks]
+    lines = [
+        f"- {what}: {abs(measured):.3f}, goal at {'least' if goal < 0 else 'most'} {abs(goal):.2f}"
+        f"{'' if measured <= goal else ', MISSED'}"
+        for what, measured, goal in checks
+    ]
     return ["## Goals", "", *lines] if lines and not quick else []

@@ -1,9 +1,10 @@
-"""What lets trackers written for 2022's packages run on today's, unedited: shared by the examples and the tests.
+"""What lets trackers written for 2022's packages run on today's, unedited: shared by the examples
+and the tests.
 
-`prepare(checkout)` puts a checkout of the OSTrack family (ViPT, TBSI, …) on the import path, with empty stand-ins for
-packages that it imports but does not need for tracking or for a training step, and that are not installed here. Where
-there is no GPU, its hard-coded `.cuda()` calls do nothing. Both change the whole process: use one for each host, as all
-hosts call their package `lib`.
+`prepare(checkout)` puts a checkout of the OSTrack family (ViPT, TBSI, …) on the import path, with
+empty stand-ins for packages that it imports but does not need for tracking or for a training step,
+and that are not installed here. Where there is no GPU, its hard-coded `.cuda()` calls do nothing.
+Both change the whole process: use one for each host, as all hosts call their package `lib`.
 """
 
 import argparse
@@ -41,7 +42,9 @@ PACKAGES = (
 
 
 def box_area(boxes: Tensor) -> Tensor:
-    """Areas (N,) of boxes (N, 4) as x, y, x, y: all that the hosts call of torchvision in tracking and training."""
+    """Areas (N,) of boxes (N, 4) as x, y, x, y: all that the hosts call of torchvision in tracking
+    and training.
+    """
     return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
@@ -73,7 +76,9 @@ class StandInModule(types.ModuleType):
 class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finds the packages of PACKAGES, with all their submodules, where nothing else did."""
 
-    def find_spec(self, name: str, path: object, target: object = None) -> importlib.machinery.ModuleSpec | None:
+    def find_spec(
+        self, name: str, path: object, target: object = None
+    ) -> importlib.machinery.ModuleSpec | None:
         if any(name == package or name.startswith(f"{package}.") for package in PACKAGES):
             return importlib.util.spec_from_loader(name, self, is_package=True)
         return None
@@ -94,7 +99,8 @@ def prepare(checkout: str | Path) -> Path:
     checkout = Path(checkout).resolve()
     if not (checkout / "lib" / "models").is_dir():
         raise FileNotFoundError(
-            f"{checkout} has no lib/models; expected a checkout of ViPT, TBSI or another of OSTrack's"
+            f"{checkout} has no lib/models; expected a checkout of ViPT, TBSI or another of "
+            "OSTrack's"
         )
     sys.path.insert(0, str(checkout))
     if not any(isinstance(finder, Finder) for finder in sys.meta_path):
@@ -105,7 +111,9 @@ def prepare(checkout: str | Path) -> Path:
 
 
 def tracker_parameters(cfg: object, checkpoint: str | Path) -> types.SimpleNamespace:
-    """What `lib.test.parameter.<tracker>.parameters()` returns, without its files of absolute paths."""
+    """What `lib.test.parameter.<tracker>.parameters()` returns, without its files of absolute
+    paths.
+    """
     return types.SimpleNamespace(
         cfg=cfg,
         checkpoint=str(checkpoint),
@@ -119,7 +127,9 @@ def tracker_parameters(cfg: object, checkpoint: str | Path) -> types.SimpleNames
 
 
 def randomise(network: nn.Module) -> nn.Module:
-    """The network with random weights under which its boxes move, for want of a checkpoint: always the same."""
+    """The network with random weights under which its boxes move, for want of a checkpoint: always
+    the same.
+    """
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
@@ -141,7 +151,8 @@ def randomise(network: nn.Module) -> nn.Module:
 def checkpoint_of(weights: Mapping[str, Tensor]) -> Iterator[Path]:
     """A temporary checkpoint of nothing but weights, in the hosts' format.
 
-    Their trackers load a file, with `torch.load`, which refuses what their trainers save beside the weights since 2.6.
+    Their trackers load a file, with `torch.load`, which refuses what their trainers save beside the
+    weights since 2.6.
     """
     with tempfile.TemporaryDirectory() as folder:
         torch.save({"net": dict(weights)}, Path(folder, "network.pth"))
@@ -149,29 +160,40 @@ def checkpoint_of(weights: Mapping[str, Tensor]) -> Iterator[Path]:
 
 
 def track(tracker: object, frames: list[np.ndarray], box: list[float]) -> tuple[np.ndarray, float]:
-    """Boxes (N, 4) as x, y, w, h in frames (H, W, 6) from the box in the first, and the seconds a frame takes."""
+    """Boxes (N, 4) as x, y, w, h in frames (H, W, 6) from the box in the first, and the seconds a
+    frame takes.
+    """
     tracker.initialize(frames[0], {"init_bbox": list(box)})
     started = time.perf_counter()
     boxes = [box, *(tracker.track(frame)["target_bbox"] for frame in frames[1:])]
-    return np.array(boxes, dtype=np.float64), (time.perf_counter() - started) / max(len(frames) - 1, 1)
+    return np.array(boxes, dtype=np.float64), (time.perf_counter() - started) / max(
+        len(frames) - 1, 1
+    )
 
 
 def six_channels(sequence: Sequence) -> list[np.ndarray]:
     """Frames (H, W, 6), RGB first, as the hosts' trackers take them."""
-    return [np.concatenate(pair, axis=2) for pair in zip(sequence.visible, sequence.infrared, strict=True)]
+    return [
+        np.concatenate(pair, axis=2)
+        for pair in zip(sequence.visible, sequence.infrared, strict=True)
+    ]
 
 
-def crop_pairs(sequence: Sequence, cfg: object, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
+def crop_pairs(
+    sequence: Sequence, cfg: object, batch: int, generator: torch.Generator
+) -> dict[str, Tensor]:
     """A batch of pairs as the host's data loader makes them, without its augmentation.
 
     Returns:
-        template_images (1, B, 6, 128, 128), search_images (1, B, 6, 256, 256), and template_anno, search_anno
-        (1, B, 4) as x, y, w, h in shares of the crop.
+        template_images (1, B, 6, 128, 128), search_images (1, B, 6, 256, 256), and template_anno,
+        search_anno (1, B, 4) as x, y, w, h in shares of the crop.
     """
     from lib.train.data.processing_utils import sample_target, transform_image_to_crop
 
     # TBSI's configuration holds six numbers, ViPT's those of RGB, which it uses twice
-    mean, std = (torch.tensor(list(x) * (6 // len(x))).view(6, 1, 1) for x in (cfg.DATA.MEAN, cfg.DATA.STD))
+    mean, std = (
+        torch.tensor(list(x) * (6 // len(x))).view(6, 1, 1) for x in (cfg.DATA.MEAN, cfg.DATA.STD)
+    )
     rows: dict[str, list[Tensor]] = {
         f"{part}_{what}": [] for part in ("template", "search") for what in ("images", "anno")
     }
@@ -180,29 +202,57 @@ def crop_pairs(sequence: Sequence, cfg: object, batch: int, generator: torch.Gen
         for part, settings in (("template", cfg.DATA.TEMPLATE), ("search", cfg.DATA.SEARCH)):
             index = int(torch.randint(len(frames), (), generator=generator))
             box, side = boxes[index], settings.SIZE
-            shift = (torch.rand(2, generator=generator) - 0.5) * box[2:].prod().sqrt() * settings.CENTER_JITTER / 2
+            shift = (
+                (torch.rand(2, generator=generator) - 0.5)
+                * box[2:].prod().sqrt()
+                * settings.CENTER_JITTER
+                / 2
+            )
             centre = box + torch.cat([shift, torch.zeros(2)])
             crop, factor, _ = sample_target(frames[index], centre, settings.FACTOR, side)
             image = torch.from_numpy(crop.astype(np.float32)).permute(2, 0, 1) / 255
             rows[f"{part}_images"].append((image - mean) / std)
-            rows[f"{part}_anno"].append(transform_image_to_crop(box, centre, factor, torch.tensor([side, side]), True))
+            rows[f"{part}_anno"].append(
+                transform_image_to_crop(box, centre, factor, torch.tensor([side, side]), True)
+            )
     return {name: torch.stack(values)[None] for name, values in rows.items()}
 
 
 def arguments(description: str, config: str) -> argparse.Namespace:
-    """The command line of the examples; `sequence` becomes a Sequence, a generated one if none was named."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """The command line of the examples; `sequence` becomes a Sequence, a generated one if none was
+    named.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--checkout", required=True, help="folder of the host's repository")
-    parser.add_argument("--config", default=config, help="name of the host's yaml file (default: %(default)s)")
+    parser.add_argument(
+        "--config", default=config, help="name of the host's yaml file (default: %(default)s)"
+    )
     parser.add_argument("--checkpoint", help="the host's weights; random ones if omitted")
-    parser.add_argument("--fusion", help="folder or hub id of a fine-tuned fusion; a new small one if omitted")
-    parser.add_argument("--sequence", help="folder of a sequence in the layout of LasHeR or GTOT; generated if omitted")
-    parser.add_argument("--frames", type=int, default=10, help="frames to track (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=0, help="fine-tune for so many steps before tracking")
-    parser.add_argument("--batch", type=int, default=8, help="pairs of a step (default: %(default)s)")
+    parser.add_argument(
+        "--fusion", help="folder or hub id of a fine-tuned fusion; a new small one if omitted"
+    )
+    parser.add_argument(
+        "--sequence",
+        help="folder of a sequence in the layout of LasHeR or GTOT; generated if omitted",
+    )
+    parser.add_argument(
+        "--frames", type=int, default=10, help="frames to track (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=0, help="fine-tune for so many steps before tracking"
+    )
+    parser.add_argument(
+        "--batch", type=int, default=8, help="pairs of a step (default: %(default)s)"
+    )
     parser.add_argument("--save", help="folder to save the fusion and its head in")
     options = parser.parse_args()
-    options.sequence = read_sequence(options.sequence) if options.sequence else generate_sequence(0, options.frames)
+    options.sequence = (
+        read_sequence(options.sequence)
+        if options.sequence
+        else generate_sequence(0, options.frames)
+    )
     return options
 
 

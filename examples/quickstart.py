@@ -1,10 +1,13 @@
-"""A pretrained RGB-T tracker before and after: its fusion replaced in two lines, fine-tuned, and measured.
+"""A pretrained RGB-T tracker before and after: its fusion replaced in two lines, fine-tuned, and
+measured.
 
-    python examples/quickstart.py                              generated sequences, at most five minutes on two cores
-    python examples/quickstart.py --data DIR                   your own sequences, in LasHeR's or GTOT's folder layout
+    python examples/quickstart.py                              generated sequences, at most five
+    minutes on two cores python examples/quickstart.py --data DIR                   your own
+    sequences, in LasHeR's or GTOT's folder layout
 
-The tracker comes with this repository; the fine-tuning pairs are generated, from other seeds than the test sequences.
-Writes into --out: table.md, results.json, the fused checkpoint `fusion/`, result files, and pictures.
+The tracker comes with this repository; the fine-tuning pairs are generated, from other seeds than
+the test sequences. Writes into --out: table.md, results.json, the fused checkpoint `fusion/`,
+result files, and pictures.
 """
 
 import argparse
@@ -43,15 +46,29 @@ def main() -> int:
     boxes[BASE], rates[BASE] = track_all(tracker, sequences, BASE)
 
     print("rendering the fine-tuning pairs …", file=sys.stderr)
-    pairs = DataLoader(Twins(TRAIN_SEEDS, sequences=100, length=16 * options.steps, seed=options.seed), 16)
-    calibration = DataLoader(PairDataset(TRAIN_SEEDS, sequences=20, length=128, seed=options.seed + 1), 16)
-    fusion = GenerativeFusion(64, size=SEARCH_MAP, method=options.method, network=options.network, residual="conv3x3")
+    pairs = DataLoader(
+        Twins(TRAIN_SEEDS, sequences=100, length=16 * options.steps, seed=options.seed), 16
+    )
+    calibration = DataLoader(
+        PairDataset(TRAIN_SEEDS, sequences=20, length=128, seed=options.seed + 1), 16
+    )
+    fusion = GenerativeFusion(
+        64, size=SEARCH_MAP, method=options.method, network=options.network, residual="conv3x3"
+    )
     adapter = ModuleAdapter(fusion="fusion", head="head", size=SEARCH_MAP)
     handle = attach(tracker, fusion, adapter, calibrate=[(batch,) for batch in calibration])
     handle.print_trainable_parameters()
-    handle.degradation = Scenes(0.3)  # the features of degraded scenes, the fused map of their clean twins
-    fine_tune(handle, pairs, lambda network, batch: network(batch)["total_loss"], training_folder(options),
-              epochs=1, seed=options.seed)
+    handle.degradation = Scenes(
+        0.3
+    )  # the features of degraded scenes, the fused map of their clean twins
+    fine_tune(
+        handle,
+        pairs,
+        lambda network, batch: network(batch)["total_loss"],
+        training_folder(options),
+        epochs=1,
+        seed=options.seed,
+    )
     handle.save_pretrained(options.out / "fusion")
     boxes[GMMT], rates[GMMT] = track_all(tracker, sequences, GMMT)
 
@@ -60,39 +77,61 @@ def main() -> int:
     print(f"\n{table}\n")
     write(options, scores, boxes, table, rates)
     pictures(options.out, sequences, boxes, scores, handle)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
+        2**30 if sys.platform == "darwin" else 2**20
+    )
     print(f"{time.monotonic() - started:.0f} s, peak memory {peak:.1f} GB; look into {options.out}")
     return 0
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="folder (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/quickstart"), help="folder (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of training (default: %(default)s)")
     parser.add_argument("--method", choices=("diffusion", "cgan", "raw"), default="diffusion")
     parser.add_argument("--network", choices=("uvit", "unet"), default="unet")
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder of sequences to test on")
-    parser.add_argument("--sequences", type=int, default=24, help="generated test sequences (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=300, help="of fine-tuning (default: %(default)s)")
+    parser.add_argument(
+        "--sequences", type=int, default=24, help="generated test sequences (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=300, help="of fine-tuning (default: %(default)s)"
+    )
     options = parser.parse_args()
     if options.sequences < 1 or options.steps < 1:
-        parser.error(f"--sequences {options.sequences} --steps {options.steps}: expected at least 1 of each")
+        parser.error(
+            f"--sequences {options.sequences} --steps {options.steps}: expected at least 1 of each"
+        )
     return options
 
 
 def training_folder(options: argparse.Namespace) -> Path:
-    """Where the fine-tuning of these options is, so that it goes on after an interruption, and no other does."""
-    return options.out / f"training-{options.method}-{options.network}-{options.steps}-seed{options.seed}"
+    """Where the fine-tuning of these options is, so that it goes on after an interruption, and no
+    other does.
+    """
+    return (
+        options.out
+        / f"training-{options.method}-{options.network}-{options.steps}-seed{options.seed}"
+    )
 
 
 def load_sequences(options: argparse.Namespace) -> list[Sequence]:
     if options.data:
         return read_sequences(options.data)
-    seeds = TEST_SEEDS[:options.sequences]
-    return [generate_sequence(seed) for seed in tqdm(seeds, desc="generate test sequences", unit="sequence")]
+    seeds = TEST_SEEDS[: options.sequences]
+    return [
+        generate_sequence(seed)
+        for seed in tqdm(seeds, desc="generate test sequences", unit="sequence")
+    ]
 
 
-def track_all(tracker: SiameseTracker, sequences: list[Sequence], name: str) -> tuple[dict[str, np.ndarray], float]:
+def track_all(
+    tracker: SiameseTracker, sequences: list[Sequence], name: str
+) -> tuple[dict[str, np.ndarray], float]:
     """Boxes (N, 4) of every sequence, and frames a second."""
     boxes, seconds = {}, 0.0
     with tqdm(total=sum(map(len, sequences)), desc=f"track {name}", unit="frame") as bar:
@@ -108,48 +147,92 @@ def score(boxes: dict[str, np.ndarray], sequences: list[Sequence]) -> Scores:
     for sequence in sequences:
         for attribute in sequence.attributes:
             attributes.setdefault(attribute, []).append(sequence.name)
-    return evaluate(boxes, {sequence.name: sequence.boxes_visible for sequence in sequences}, "lasher",
-                    attributes=attributes)
+    return evaluate(
+        boxes,
+        {sequence.name: sequence.boxes_visible for sequence in sequences},
+        "lasher",
+        attributes=attributes,
+    )
 
 
 def markdown(scores: dict[str, Scores], rates: dict[str, float], handle: Attachment) -> str:
     trainable = {BASE: "", GMMT: f"{sum(p.numel() for p in handle.parameters()):,}"}
-    lines = ["| tracker | PR | NPR | SR | frames/s | trainable parameters |", "|---|---|---|---|---|---|"]
-    lines += [f"| {name} | {s.PR:.1f} | {s.NPR:.1f} | {s.SR:.1f} | {rates[name]:.0f} | {trainable[name]} |"
-              for name, s in scores.items()]
+    lines = [
+        "| tracker | PR | NPR | SR | frames/s | trainable parameters |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {name} | {s.PR:.1f} | {s.NPR:.1f} | {s.SR:.1f} | {rates[name]:.0f} | {trainable[name]} "
+        "|"
+        for name, s in scores.items()
+    ]
     return "\n".join(lines)
 
 
-def write(options: argparse.Namespace, scores: dict[str, Scores], boxes: dict[str, dict[str, np.ndarray]], table: str,
-          rates: dict[str, float]) -> None:
-    report = {"seed": options.seed, "method": options.method, "network": options.network, "steps": options.steps,
-              "data": str(options.data or f"{options.sequences} generated sequences"), "frames_per_second": rates,
-              "scores": {name: s.to_dict() for name, s in scores.items()}}
-    write_atomically(options.out / "results.json", lambda path: path.write_text(json.dumps(report, indent=1) + "\n"))
+def write(
+    options: argparse.Namespace,
+    scores: dict[str, Scores],
+    boxes: dict[str, dict[str, np.ndarray]],
+    table: str,
+    rates: dict[str, float],
+) -> None:
+    report = {
+        "seed": options.seed,
+        "method": options.method,
+        "network": options.network,
+        "steps": options.steps,
+        "data": str(options.data or f"{options.sequences} generated sequences"),
+        "frames_per_second": rates,
+        "scores": {name: s.to_dict() for name, s in scores.items()},
+    }
+    write_atomically(
+        options.out / "results.json",
+        lambda path: path.write_text(json.dumps(report, indent=1) + "\n"),
+    )
     write_atomically(options.out / "table.md", lambda path: path.write_text(table + "\n"))
     for name, found in boxes.items():
         folder = options.out / "boxes" / name.strip("+")
         folder.mkdir(parents=True, exist_ok=True)
         for sequence, track in found.items():
-            write_atomically(folder / f"{sequence}.txt", lambda path, track=track: np.savetxt(
-                path, track, fmt="%.2f", delimiter=","))
+            write_atomically(
+                folder / f"{sequence}.txt",
+                lambda path, track=track: np.savetxt(path, track, fmt="%.2f", delimiter=","),
+            )
 
 
-def pictures(out: Path, sequences: list[Sequence], boxes: dict[str, dict[str, np.ndarray]], scores: dict[str, Scores],
-             handle: Attachment) -> None:
-    """Curves; and of the sequences that changed most, for the better and the worse, frames and feature maps."""
+def pictures(
+    out: Path,
+    sequences: list[Sequence],
+    boxes: dict[str, dict[str, np.ndarray]],
+    scores: dict[str, Scores],
+    handle: Attachment,
+) -> None:
+    """Curves; and of the sequences that changed most, for the better and the worse, frames and
+    feature maps.
+    """
     plots.curves(scores, out / "curves.png")
-    gain = {s.name: scores[GMMT].sequences[s.name]["SR"] - scores[BASE].sequences[s.name]["SR"] for s in sequences}
+    gain = {
+        s.name: scores[GMMT].sequences[s.name]["SR"] - scores[BASE].sequences[s.name]["SR"]
+        for s in sequences
+    }
     ranked = sorted(sequences, key=lambda s: gain[s.name], reverse=True)
     for rank, sequence in (("best", ranked[0]), ("worst", ranked[-1])):
         title = f"{sequence.name}: SR {gain[sequence.name]:+.1f}   {' '.join(sequence.attributes)}"
-        plots.tracked_frames(sequence.visible, sequence.infrared, {name: b[sequence.name] for name, b in boxes.items()},
-                             out / f"frames_{rank}.png", truth=sequence.boxes_visible, title=title)
+        plots.tracked_frames(
+            sequence.visible,
+            sequence.infrared,
+            {name: b[sequence.name] for name, b in boxes.items()},
+            out / f"frames_{rank}.png",
+            truth=sequence.boxes_visible,
+            title=title,
+        )
         feature_maps(handle, sequence, out / f"features_{rank}.png", title)
 
 
 def feature_maps(handle: Attachment, sequence: Sequence, path: Path, title: str) -> None:
-    """One search patch around the true place: its modality maps, the host's fused map and the generated one."""
+    """One search patch around the true place: its modality maps, the host's fused map and the
+    generated one.
+    """
     middle = len(sequence) // 2
     tracker = Tracker(handle.network)
     with torch.inference_mode(), handle.recorded() as maps:
@@ -161,15 +244,27 @@ def feature_maps(handle: Attachment, sequence: Sequence, path: Path, title: str)
     (rgb, tir), fused = maps[0][:2]
     visible, infrared = rearrange(patch.byte().cpu(), "1 (m c) h w -> m h w c", m=2).numpy()
     generated = handle.fusion(rgb, tir)
-    plots.feature_maps({"visible": visible, "infrared": infrared},
-                       {"f_rgb": rgb[0], "f_tir": tir[0], "fused (host)": fused[0], "fused* (generated)": generated[0],
-                        "their difference": (generated - fused)[0]}, path, title)
+    plots.feature_maps(
+        {"visible": visible, "infrared": infrared},
+        {
+            "f_rgb": rgb[0],
+            "f_tir": tir[0],
+            "fused (host)": fused[0],
+            "fused* (generated)": generated[0],
+            "their difference": (generated - fused)[0],
+        },
+        path,
+        title,
+    )
 
 
 if __name__ == "__main__":
     try:
         sys.exit(main())
     except KeyboardInterrupt:
-        sys.exit("\ninterrupted; nothing half-written is left, and the same command goes on with the fine-tuning")
+        sys.exit(
+            "\ninterrupted; nothing half-written is left, and the same command goes on with the "
+            "fine-tuning"
+        )
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")

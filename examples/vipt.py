@@ -1,12 +1,14 @@
 """ViPT with a generative fusion: fine-tune it, and track with it, in an unedited checkout.
 
     git clone https://github.com/jiawen-zhu/ViPT
-    python examples/vipt.py --checkout ViPT --checkpoint ViPT_deep_rgbt.pth --steps 1000 --save runs/vipt
-    python examples/vipt.py --checkout ViPT --checkpoint ViPT_deep_rgbt.pth --fusion runs/vipt --sequence LasHeR/car
+    python examples/vipt.py --checkout ViPT --checkpoint ViPT_deep_rgbt.pth --steps 1000 --save
+    runs/vipt python examples/vipt.py --checkout ViPT --checkpoint ViPT_deep_rgbt.pth --fusion
+    runs/vipt --sequence LasHeR/car
 
 In ViPT's own scripts the change is two lines: `from gmmt_fusion import attach`, and, after
-`mmtrack = ViPTTrack(params)` of RGBT_workspace/test_rgbt_mgpus.py, `attach(mmtrack, "runs/vipt")`. Without a checkpoint
-the weights are random, and without a sequence it is a generated one: enough to see that all runs, not to see it track.
+`mmtrack = ViPTTrack(params)` of RGBT_workspace/test_rgbt_mgpus.py, `attach(mmtrack, "runs/vipt")`.
+Without a checkpoint the weights are random, and without a sequence it is a generated one: enough to
+see that all runs, not to see it track.
 """
 
 from types import SimpleNamespace
@@ -35,11 +37,16 @@ def build_network(cfg: object) -> nn.Module:
 
 
 def build_tracker(cfg: object, checkpoint: object = None) -> object:
-    """The host's own tracker, from a checkpoint of its trainer, or of random weights: attach afterwards."""
+    """The host's own tracker, from a checkpoint of its trainer, or of random weights: attach
+    afterwards.
+    """
     from lib.test.tracker.vipt import ViPTTrack
 
-    weights = (load_host_checkpoint(checkpoint)["net"] if checkpoint
-               else host_compat.randomise(build_network(cfg)).state_dict())
+    weights = (
+        load_host_checkpoint(checkpoint)["net"]
+        if checkpoint
+        else host_compat.randomise(build_network(cfg)).state_dict()
+    )
     with host_compat.checkpoint_of(weights) as file:
         return ViPTTrack(host_compat.tracker_parameters(cfg, file))
 
@@ -50,18 +57,26 @@ def build_actor(cfg: object, network: nn.Module, batch: int) -> object:
     from lib.utils.box_ops import giou_loss
     from lib.utils.focal_loss import FocalLoss
 
-    return ViPTActor(network, objective={"giou": giou_loss, "l1": nn.functional.l1_loss, "focal": FocalLoss()},
-                     loss_weight={"giou": cfg.TRAIN.GIOU_WEIGHT, "l1": cfg.TRAIN.L1_WEIGHT, "focal": 1.0},
-                     settings=SimpleNamespace(batchsize=batch, num_template=1, num_search=1), cfg=cfg)
+    return ViPTActor(
+        network,
+        objective={"giou": giou_loss, "l1": nn.functional.l1_loss, "focal": FocalLoss()},
+        loss_weight={"giou": cfg.TRAIN.GIOU_WEIGHT, "l1": cfg.TRAIN.L1_WEIGHT, "focal": 1.0},
+        settings=SimpleNamespace(batchsize=batch, num_template=1, num_search=1),
+        cfg=cfg,
+    )
 
 
 def training_batch(pairs: dict[str, Tensor], tracker: object) -> dict:
-    """What the host's loader hands to its actor; in the last epoch candidates are eliminated as at inference."""
+    """What the host's loader hands to its actor; in the last epoch candidates are eliminated as at
+    inference.
+    """
     device = next(tracker.network.parameters()).device
     return {**{name: x.to(device) for name, x in pairs.items()}, "epoch": tracker.cfg.TRAIN.EPOCH}
 
 
-def fine_tune(tracker: object, fusion: GenerativeFusion, sequence: Sequence, steps: int, batch: int) -> None:
+def fine_tune(
+    tracker: object, fusion: GenerativeFusion, sequence: Sequence, steps: int, batch: int
+) -> None:
     """Stage 2 of the paper, Loss_track + 5 · Loss_gen, for the fusion and its new head only."""
     cfg, generator = tracker.cfg, torch.Generator().manual_seed(0)
     actor = build_actor(cfg, tracker.network, batch)
@@ -71,7 +86,9 @@ def fine_tune(tracker: object, fusion: GenerativeFusion, sequence: Sequence, ste
         return data, actor.forward_pass(data)
 
     attachment = attach(tracker, fusion)
-    attachment.calibrate(lambda: forward() for _ in range(max(2, 32 // batch)))  # start next to the host
+    attachment.calibrate(
+        lambda: forward() for _ in range(max(2, 32 // batch))
+    )  # start next to the host
     attachment.print_trainable_parameters()
     optimizer = torch.optim.SGD(attachment.parameters(), lr=0.001, momentum=0.9, weight_decay=1e-4)
     tracker.network.train()
@@ -82,7 +99,10 @@ def fine_tune(tracker: object, fusion: GenerativeFusion, sequence: Sequence, ste
         (loss_track + 5 * out["generative_loss"]).backward()
         nn.utils.clip_grad_norm_(attachment.parameters(), 1.0)
         optimizer.step()
-        print(f"step {step + 1}: Loss_track {loss_track.item():.3f}, Loss_gen {out['generative_loss'].item():.3f}")
+        print(
+            f"step {step + 1}: Loss_track {loss_track.item():.3f}, Loss_gen "
+            f"{out['generative_loss'].item():.3f}"
+        )
     tracker.network.eval()
     attachment.detach()
 
@@ -92,8 +112,11 @@ def main() -> None:
     host_compat.prepare(options.checkout)
     cfg = configuration(options.checkout, options.config)
     tracker = build_tracker(cfg, options.checkpoint)
-    fusion = (GenerativeFusion.from_pretrained(options.fusion) if options.fusion
-              else GenerativeFusion.preset("small", channels=768))
+    fusion = (
+        GenerativeFusion.from_pretrained(options.fusion)
+        if options.fusion
+        else GenerativeFusion.preset("small", channels=768)
+    )
     if options.steps:
         fine_tune(tracker, fusion, options.sequence, options.steps, options.batch)
 

@@ -1,4 +1,6 @@
-"""Generative fusion for multi-modal trackers (GMMT, AAAI 2024): two lines in somebody else's tracker."""
+"""Generative fusion for multi-modal trackers (GMMT, AAAI 2024): two lines in somebody else's
+tracker.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -11,11 +13,24 @@ if TYPE_CHECKING:
     from .host_checkpoint import load_host_checkpoint
     from .host_loop import train_in_host
 
-__all__ = ["Attachment", "FusionOutput", "GenerativeFusion", "__version__", "attach", "load_host_checkpoint",
-           "train_in_host"]
+__all__ = [
+    "Attachment",
+    "FusionOutput",
+    "GenerativeFusion",
+    "__version__",
+    "attach",
+    "load_host_checkpoint",
+    "train_in_host",
+]
 
-_HOMES = {"Attachment": "attachment", "attach": "attachment", "FusionOutput": "fusion", "GenerativeFusion": "fusion",
-          "load_host_checkpoint": "host_checkpoint", "train_in_host": "host_loop"}
+_HOMES = {
+    "Attachment": "attachment",
+    "attach": "attachment",
+    "FusionOutput": "fusion",
+    "GenerativeFusion": "fusion",
+    "load_host_checkpoint": "host_checkpoint",
+    "train_in_host": "host_loop",
+}
 
 
 def __dir__() -> list[str]:
@@ -23,7 +38,9 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name when it is first asked for, so that `import gmmt_fusion` costs next to nothing."""
+    """Import a public name when it is first asked for, so that `import gmmt_fusion` costs next to
+    nothing.
+    """
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{_HOMES[name]}", __name__), name)

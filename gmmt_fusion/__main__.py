@@ -18,7 +18,9 @@ from .metrics import Scores, evaluate
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one subcommand; bad input ends in one sentence on stderr and exit code 2, Ctrl-C in 130."""
+    """Run one subcommand; bad input ends in one sentence on stderr and exit code 2, Ctrl-C in
+    130.
+    """
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
@@ -32,22 +34,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m gmmt_fusion", description="GMMT fusion for multi-modal trackers.")
+    parser = argparse.ArgumentParser(
+        prog="python -m gmmt_fusion", description="GMMT fusion for multi-modal trackers."
+    )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    command = commands.add_parser("evaluate", help="score result files by a benchmark's own protocol")
+    command = commands.add_parser(
+        "evaluate", help="score result files by a benchmark's own protocol"
+    )
     command.set_defaults(run=_evaluate)
     command.add_argument("--benchmark", required=True, choices=benchmarks.BENCHMARKS)
     command.add_argument(
-        "--truth", required=True, type=Path, metavar="DIR", help="ground truth, as the benchmark ships it"
+        "--truth",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="ground truth, as the benchmark ships it",
     )
     command.add_argument(
-        "--results", required=True, type=Path, nargs="+", metavar="DIR", help="one folder of result files per tracker"
+        "--results",
+        required=True,
+        type=Path,
+        nargs="+",
+        metavar="DIR",
+        help="one folder of result files per tracker",
     )
-    command.add_argument("--sequences", type=Path, metavar="FILE", help="names of the sequences to score, one per line")
-    command.add_argument("--attributes", type=Path, metavar="PATH", help="attribute files, as the benchmark ships them")
     command.add_argument(
-        "--format", default="auto", choices=benchmarks.FORMATS, help="of the result files; auto takes 4 numbers as xywh"
+        "--sequences",
+        type=Path,
+        metavar="FILE",
+        help="names of the sequences to score, one per line",
+    )
+    command.add_argument(
+        "--attributes",
+        type=Path,
+        metavar="PATH",
+        help="attribute files, as the benchmark ships them",
+    )
+    command.add_argument(
+        "--format",
+        default="auto",
+        choices=benchmarks.FORMATS,
+        help="of the result files; auto takes 4 numbers as xywh",
     )
     command.add_argument(
         "--out",
@@ -57,7 +85,9 @@ def _parser() -> argparse.ArgumentParser:
         help="folder of the curves (default: %(default)s)",
     )
 
-    command = commands.add_parser("track", help="run a tracker over a benchmark, or over your own pair of videos")
+    command = commands.add_parser(
+        "track", help="run a tracker over a benchmark, or over your own pair of videos"
+    )
     command.set_defaults(run=_track)
     command.add_argument(
         "--tracker",
@@ -66,15 +96,29 @@ def _parser() -> argparse.ArgumentParser:
         help="module:function or file.py:function, without arguments, that returns the tracker",
     )
     command.add_argument("--fusion", metavar="DIR", help="saved fusion to attach to it")
-    command.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the result files")
+    command.add_argument(
+        "--out", required=True, type=Path, metavar="DIR", help="folder of the result files"
+    )
     command.add_argument("--benchmark", choices=benchmarks.BENCHMARKS, help="layout of --data")
-    command.add_argument("--data", type=Path, metavar="DIR", help="folder of a benchmark's sequences")
-    command.add_argument("--sequences", type=Path, metavar="FILE", help="names of the sequences, one per line")
+    command.add_argument(
+        "--data", type=Path, metavar="DIR", help="folder of a benchmark's sequences"
+    )
+    command.add_argument(
+        "--sequences", type=Path, metavar="FILE", help="names of the sequences, one per line"
+    )
     command.add_argument("--video", action="store_true", help="write annotated videos, too")
-    command.add_argument("--visible", type=Path, metavar="PATH", help="your own video, or folder of pictures")
-    command.add_argument("--auxiliary", type=Path, metavar="PATH", help="the same in thermal or depth")
-    command.add_argument("--depth", action="store_true", help="its pictures are depths, 16 bits, millimetres")
-    command.add_argument("--box", type=_box, metavar="X,Y,W,H", help="of the target in its first frame, in pixels")
+    command.add_argument(
+        "--visible", type=Path, metavar="PATH", help="your own video, or folder of pictures"
+    )
+    command.add_argument(
+        "--auxiliary", type=Path, metavar="PATH", help="the same in thermal or depth"
+    )
+    command.add_argument(
+        "--depth", action="store_true", help="its pictures are depths, 16 bits, millimetres"
+    )
+    command.add_argument(
+        "--box", type=_box, metavar="X,Y,W,H", help="of the target in its first frame, in pixels"
+    )
     figures.add_command(commands)
     return parser
 
@@ -91,7 +135,9 @@ def _track(options: argparse.Namespace) -> None:
     own = (options.visible, options.auxiliary, options.box)
     folder = (options.benchmark, options.data)
     if all(own) == all(folder) or any((*folder, options.sequences) if all(own) else own):
-        raise ValueError("expected --benchmark and --data, or else --visible, --auxiliary and --box")
+        raise ValueError(
+            "expected --benchmark and --data, or else --visible, --auxiliary and --box"
+        )
     from . import tracking
 
     given = ("tracker", "fusion", "benchmark", "data", "visible", "auxiliary", "depth", "box")
@@ -115,7 +161,11 @@ def _track(options: argparse.Namespace) -> None:
         videos=options.video or not options.benchmark,
     )
     frames, seconds = (sum(column) for column in zip((0, 0.0), *times.values(), strict=True))
-    rate = f": {frames} frames, {frames / seconds:.1f} frames/s in the tracker" if times else ", all were there"
+    rate = (
+        f": {frames} frames, {frames / seconds:.1f} frames/s in the tracker"
+        if times
+        else ", all were there"
+    )
     print(f"tracked {len(times)} of {len(sequences)} sequences{rate}; look into {options.out}")
 
 
@@ -126,7 +176,9 @@ def _evaluate(options: argparse.Namespace) -> None:
     sizes = benchmarks.read_image_sizes(options.truth, list(truth))
     scores = {}
     for tracker, folder in benchmarks.tracker_names(options.results).items():
-        boxes, confidences = benchmarks.read_results(folder, options.benchmark, list(truth), options.format)
+        boxes, confidences = benchmarks.read_results(
+            folder, options.benchmark, list(truth), options.format
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the notes say the same, below
             try:
@@ -143,7 +195,9 @@ def _evaluate(options: argparse.Namespace) -> None:
         for note in scores[tracker].notes:
             print(f"note: {tracker}: {note}", file=sys.stderr)
     print(f"{options.benchmark}, {len(truth)} sequences, in percent")
-    print("\n".join(_table({tracker: score.numbers for tracker, score in scores.items()}, "tracker")))
+    print(
+        "\n".join(_table({tracker: score.numbers for tracker, score in scores.items()}, "tracker"))
+    )
     for tracker, score in scores.items() if attributes else ():
         print("\n" + "\n".join(_table(score.attributes, tracker)))
     written = write_curves(scores, options.out, options.benchmark)
@@ -160,13 +214,16 @@ def _table(rows: Mapping[str, Mapping[str, float]], head: str) -> list[str]:
 
 
 def write_curves(scores: Mapping[str, Scores], folder: Path, name: str) -> list[Path]:
-    """Write {tracker: scores} as `name`.json (everything), `name`.csv (the curves) and, with matplotlib, `name`.png.
+    """Write {tracker: scores} as `name`.json (everything), `name`.csv (the curves) and, with
+    matplotlib, `name`.png.
 
     The curves of each attribute are in the first two as well, and in `name`_ATTRIBUTE.png.
     """
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / f"{name}.json", folder / f"{name}.csv"]
-    text = json.dumps({tracker: score.to_dict() for tracker, score in scores.items()}, indent=1, allow_nan=False)
+    text = json.dumps(
+        {tracker: score.to_dict() for tracker, score in scores.items()}, indent=1, allow_nan=False
+    )
     write_atomically(written[0], lambda path: path.write_text(text + "\n"))
 
     def write_rows(path: Path) -> None:
@@ -186,7 +243,9 @@ def write_curves(scores: Mapping[str, Scores], folder: Path, name: str) -> list[
         written.append(plots.curves(scores, folder / f"{name}.png"))
         for key in next(iter(scores.values())).attributes:
             of_key = {
-                tracker: replace(score, numbers=score.attributes[key], curves=score.attribute_curves[key])
+                tracker: replace(
+                    score, numbers=score.attributes[key], curves=score.attribute_curves[key]
+                )
                 for tracker, score in scores.items()
             }
             written.append(plots.curves(of_key, folder / f"{name}_{key}.png"))

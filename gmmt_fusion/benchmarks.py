@@ -21,9 +21,10 @@ _SEQUENCES, _ORDER = "SequencesName.txt", "Attributes_order.txt"
 class Benchmark:
     """Where a benchmark keeps its ground truth and its pictures.
 
-    `truth` lists, for each modality, the file names that may hold it inside a sequence's folder; `flat` allows
-    `<sequence>.txt` in one folder. `pictures`: the folders of the visible and the auxiliary frames, inside a
-    sequence's. `round_corners`: the official kit rounds results given as corners.
+    `truth` lists, for each modality, the file names that may hold it inside a sequence's folder;
+    `flat` allows `<sequence>.txt` in one folder. `pictures`: the folders of the visible and the
+    auxiliary frames, inside a sequence's. `round_corners`: the official kit rounds results given as
+    corners.
     """
 
     truth: tuple[tuple[str, ...], ...]
@@ -34,9 +35,13 @@ class Benchmark:
     long_term: bool = False
 
 
-_LONG_TERM = Benchmark((("groundtruth.txt", "groundtruth_rect.txt"),), ("color", "depth"), long_term=True)
+_LONG_TERM = Benchmark(
+    (("groundtruth.txt", "groundtruth_rect.txt"),), ("color", "depth"), long_term=True
+)
 BENCHMARKS = {
-    "gtot": Benchmark((("groundTruth_v.txt",), ("groundTruth_i.txt",)), ("v", "i"), "xyxy", round_corners=True),
+    "gtot": Benchmark(
+        (("groundTruth_v.txt",), ("groundTruth_i.txt",)), ("v", "i"), "xyxy", round_corners=True
+    ),
     "rgbt234": Benchmark((("visible.txt",), ("infrared.txt",)), round_corners=True),
     "lasher": Benchmark((("init.txt", "visible.txt"),), flat=True),
     "rgbd1k": _LONG_TERM,
@@ -48,25 +53,40 @@ BENCHMARKS = {
 def read_truth(
     folder: str | Path, benchmark: str, sequences: Sequence[str] | None = None
 ) -> dict[str, tuple[np.ndarray, ...]]:
-    """{sequence: one (N, 4) array of x, y, w, h per modality} of a ground truth folder, all of it or `sequences`."""
+    """{sequence: one (N, 4) array of x, y, w, h per modality} of a ground truth folder, all of it
+    or `sequences`.
+    """
     folder, layout = _folder(folder), BENCHMARKS[benchmark]
 
     def files(name: str) -> list[Path]:
-        found = [next((p for n in names if (p := folder / name / n).is_file()), None) for names in layout.truth]
+        found = [
+            next((p for n in names if (p := folder / name / n).is_file()), None)
+            for names in layout.truth
+        ]
         flat = folder / f"{name}.txt"
-        return [flat] if layout.flat and not any(found) and flat.is_file() else [path for path in found if path]
+        return (
+            [flat]
+            if layout.flat and not any(found) and flat.is_file()
+            else [path for path in found if path]
+        )
 
     expected = " and ".join(f"<sequence>/{' or '.join(names)}" for names in layout.truth)
     expected += " (or <sequence>.txt)" if layout.flat else ""
     entries = (path.name if path.is_dir() else path.stem for path in folder.iterdir())
-    names = list(sequences) if sequences is not None else sorted(name for name in set(entries) if files(name))
+    names = (
+        list(sequences)
+        if sequences is not None
+        else sorted(name for name in set(entries) if files(name))
+    )
     if not names:
         raise ValueError(f"{folder} has no {benchmark} ground truth; expected {expected}")
     truth, nan = {}, layout.long_term or benchmark == "lasher"
     for name in names:
         paths = files(name)
         if len(paths) < len(layout.truth):
-            raise FileNotFoundError(f"{folder} lacks ground truth of sequence {name!r}; expected {expected}")
+            raise FileNotFoundError(
+                f"{folder} lacks ground truth of sequence {name!r}; expected {expected}"
+            )
         truth[name] = tuple(read_boxes(path, layout.truth_format, nan=nan) for path in paths)
     return truth
 
@@ -74,18 +94,23 @@ def read_truth(
 def read_results(
     folder: str | Path, benchmark: str, sequences: Sequence[str], format: str = "auto"
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """({sequence: (N, 4) boxes x, y, w, h}, {sequence: (N,) confidences, where there are any}) of one tracker.
+    """({sequence: (N, 4) boxes x, y, w, h}, {sequence: (N,) confidences, where there are any}) of
+    one tracker.
 
-    The files are `<sequence>.txt`, all with the same prefix or none; for the long-term benchmarks also the VOT
-    toolkit's `<sequence>/<sequence>_001.txt` or `.bin` with `…_confidence.value`, or a fifth column of confidences.
+    The files are `<sequence>.txt`, all with the same prefix or none; for the long-term benchmarks
+    also the VOT toolkit's `<sequence>/<sequence>_001.txt` or `.bin` with `…_confidence.value`, or a
+    fifth column of confidences.
     """
     folder, layout = _folder(folder), BENCHMARKS[benchmark]
-    paths = {name: path for name in sequences if layout.long_term and (path := _vot_file(folder, name))}
+    paths = {
+        name: path for name in sequences if layout.long_term and (path := _vot_file(folder, name))
+    }
     paths.update(_prefixed_files(folder, [name for name in sequences if name not in paths]))
     missing = [name for name in sequences if name not in paths]
     if missing:
         raise FileNotFoundError(
-            f"{folder} lacks the results of {len(missing)} of {len(sequences)} sequences, the first is {missing[0]!r}"
+            f"{folder} lacks the results of {len(missing)} of {len(sequences)} sequences, the "
+            f"first is {missing[0]!r}"
         )
     boxes, confidences = {}, {}
     for name in sequences:
@@ -104,7 +129,8 @@ def read_results(
             confidences[name] = _read_values(values)
             if len(confidences[name]) != len(boxes[name]):
                 raise ValueError(
-                    f"{values} has {len(confidences[name])} lines; expected {len(boxes[name])} as {path.name}"
+                    f"{values} has {len(confidences[name])} lines; expected {len(boxes[name])} as "
+                    f"{path.name}"
                 )
     return boxes, confidences
 
@@ -117,12 +143,13 @@ def read_boxes(
     confidence: bool = False,
     round_corners: bool = False,
 ) -> np.ndarray:
-    """(N, 4) boxes x, y, w, h of a file with one box per line, its numbers separated by commas, tabs or spaces.
+    """(N, 4) boxes x, y, w, h of a file with one box per line, its numbers separated by commas,
+    tabs or spaces.
 
-    `format`: "xywh", "xyxy" (two opposite corners), "corners" (four points, eight numbers), or "auto": by the number of
-    columns, four being xywh. `nan` allows boxes of NaN, or one number on a line (VOT's codes), both read as NaN;
-    `confidence` allows a fifth column and returns (N, 5) then; `round_corners` rounds boxes given as four points to
-    whole pixels, halves away from zero.
+    `format`: "xywh", "xyxy" (two opposite corners), "corners" (four points, eight numbers), or
+    "auto": by the number of columns, four being xywh. `nan` allows boxes of NaN, or one number on a
+    line (VOT's codes), both read as NaN; `confidence` allows a fifth column and returns (N, 5)
+    then; `round_corners` rounds boxes given as four points to whole pixels, halves away from zero.
     """
     if format not in FORMATS:
         raise ValueError(f"format {format!r} is unknown; expected one of {', '.join(FORMATS)}")
@@ -133,7 +160,9 @@ def read_boxes(
         try:
             row = [float(value) for value in line.replace(",", " ").split()]
         except ValueError:
-            raise ValueError(f"{path}, line {number}: {line.strip()!r} is not a row of numbers") from None
+            raise ValueError(
+                f"{path}, line {number}: {line.strip()!r} is not a row of numbers"
+            ) from None
         if nan and (len(row) == 1 or (row and np.isnan(row[:4]).all())):
             rows.append(row if len(row) == 5 and confidence else None)
             continue
@@ -142,7 +171,9 @@ def read_boxes(
             wanted = str(first) if len(row) in widths else wanted
             raise ValueError(f"{path}, line {number}: {len(row)} columns; expected {wanted}")
         if not np.isfinite(row[:4] if len(row) == 5 else row).all():
-            raise ValueError(f"{path}, line {number}: {line.strip()!r} is no box; expected finite numbers")
+            raise ValueError(
+                f"{path}, line {number}: {line.strip()!r} is no box; expected finite numbers"
+            )
         rows.append(row)
     width = next((len(row) for row in rows if row is not None), 4)
     absent = [np.nan] * 4 + [0.0] if width == 5 else [np.nan] * width
@@ -162,7 +193,8 @@ def tracker_names(folders: Sequence[Path]) -> dict[str, Path]:
     """{name: folder}: the folders' own names, or their whole paths where two names are alike."""
     names = [folder.resolve().name for folder in folders]
     return {
-        name if names.count(name) == 1 else str(folder): folder for name, folder in zip(names, folders, strict=True)
+        name if names.count(name) == 1 else str(folder): folder
+        for name, folder in zip(names, folders, strict=True)
     }
 
 
@@ -172,37 +204,62 @@ def read_names(path: str | Path) -> list[str]:
 
 
 def read_attributes(path: str | Path) -> dict[str, set[str]]:
-    """{attribute: its sequences}, from any of the layouts in use, with 1 where a sequence has the attribute, else 0.
+    """{attribute: its sequences}, from any of the layouts in use, with 1 where a sequence has the
+    attribute, else 0.
 
-    LasHeR: a folder of `<sequence>.txt`, one flag per attribute, named in `Attributes_order.txt` inside or beside it.
-    RGBT234: a folder of `<attribute>.txt`, one flag per sequence, named in its `SequencesName.txt`. GTOT: one file with
-    a sequence's name and its flags on each line.
+    LasHeR: a folder of `<sequence>.txt`, one flag per attribute, named in `Attributes_order.txt`
+    inside or beside it. RGBT234: a folder of `<attribute>.txt`, one flag per sequence, named in its
+    `SequencesName.txt`. GTOT: one file with a sequence's name and its flags on each line.
     """
     path = Path(path)
     if path.is_file():
-        rows = [(words[0], words[1:], f"{path}, line {n}") for n, line in _lines(path) if (words := line.split())]
+        rows = [
+            (words[0], words[1:], f"{path}, line {n}")
+            for n, line in _lines(path)
+            if (words := line.split())
+        ]
         return _by_attribute(GTOT_ATTRIBUTES, rows)
-    files = [file for file in sorted(_folder(path).glob("*.txt")) if file.name not in (_SEQUENCES, _ORDER)]
-    rows = [(file.stem, " ".join(read_names(file)).replace(",", " ").split(), str(file)) for file in files]
+    files = [
+        file
+        for file in sorted(_folder(path).glob("*.txt"))
+        if file.name not in (_SEQUENCES, _ORDER)
+    ]
+    rows = [
+        (file.stem, " ".join(read_names(file)).replace(",", " ").split(), str(file))
+        for file in files
+    ]
     if (path / _SEQUENCES).is_file():
         by_sequence = _by_attribute(read_names(path / _SEQUENCES), rows)
-        return {name: {sequence for sequence in by_sequence if name in by_sequence[sequence]} for name, _, _ in rows}
-    order = next((file for file in (path / _ORDER, path.resolve().parent / _ORDER) if file.is_file()), None)
+        return {
+            name: {sequence for sequence in by_sequence if name in by_sequence[sequence]}
+            for name, _, _ in rows
+        }
+    order = next(
+        (file for file in (path / _ORDER, path.resolve().parent / _ORDER) if file.is_file()), None
+    )
     if order is None:
-        raise FileNotFoundError(f"{path} has neither {_SEQUENCES} in it nor {_ORDER} in or beside it")
+        raise FileNotFoundError(
+            f"{path} has neither {_SEQUENCES} in it nor {_ORDER} in or beside it"
+        )
     return _by_attribute(" ".join(read_names(order)).replace(",", " ").split(), rows)
 
 
-def _by_attribute(heads: Sequence[str], rows: Sequence[tuple[str, list[str], str]]) -> dict[str, set[str]]:
+def _by_attribute(
+    heads: Sequence[str], rows: Sequence[tuple[str, list[str], str]]
+) -> dict[str, set[str]]:
     """{head: names of the rows flagged under it} of rows (name, flags, where they stand)."""
     for _, flags, place in rows:
         if len(flags) != len(heads) or not {*flags} <= {"0", "1"}:
             raise ValueError(f"{place}: {len(flags)} flags; expected {len(heads)}, each 0 or 1")
-    return {head: {name for name, flags, _ in rows if flags[i] == "1"} for i, head in enumerate(heads)}
+    return {
+        head: {name for name, flags, _ in rows if flags[i] == "1"} for i, head in enumerate(heads)
+    }
 
 
 def read_image_sizes(folder: str | Path, sequences: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """{sequence: (width, height)} from VOT's `<sequence>/sequence` files, of the sequences that have them."""
+    """{sequence: (width, height)} from VOT's `<sequence>/sequence` files, of the sequences that
+    have them.
+    """
     sizes = {}
     for name in sequences:
         path = Path(folder) / name / "sequence"
@@ -210,7 +267,9 @@ def read_image_sizes(folder: str | Path, sequences: Sequence[str]) -> dict[str, 
             pairs = dict(line.split("=", 1) for _, line in _lines(path) if "=" in line)
             given = [pairs.get(side, "").strip() for side in ("width", "height")]
             if not all(side.isdecimal() for side in given if side):
-                raise ValueError(f"{path}: width and height are {given}; expected whole numbers of pixels")
+                raise ValueError(
+                    f"{path}: width and height are {given}; expected whole numbers of pixels"
+                )
             if all(given):
                 sizes[name] = (int(given[0]), int(given[1]))
     return sizes
@@ -247,7 +306,9 @@ def _prefixed_files(folder: Path, names: Sequence[str]) -> dict[str, Path]:
                 prefix = file.removesuffix(f"{name}.txt")
                 counts[prefix] = sum(f"{prefix}{name}.txt" in files for name in names)
     prefix = max(counts, key=lambda prefix: (counts[prefix], -len(prefix)))
-    return {name: folder / f"{prefix}{name}.txt" for name in names if f"{prefix}{name}.txt" in files}
+    return {
+        name: folder / f"{prefix}{name}.txt" for name in names if f"{prefix}{name}.txt" in files
+    }
 
 
 def _vot_file(folder: Path, name: str) -> Path | None:
@@ -268,7 +329,9 @@ def _read_values(path: Path) -> np.ndarray:
 
 
 def _read_vot_binary(path: Path) -> np.ndarray:
-    """(N, 4) boxes of a VOT toolkit .bin file: per frame a type byte, then a code (read as NaN) or x, y, w, h."""
+    """(N, 4) boxes of a VOT toolkit .bin file: per frame a type byte, then a code (read as NaN) or
+    x, y, w, h.
+    """
     data, offset = path.read_bytes(), 6
     boxes: list[tuple[float, ...]] = []
     try:
@@ -276,9 +339,14 @@ def _read_vot_binary(path: Path) -> np.ndarray:
         for _ in range(length):
             kind = data[offset]
             if kind > 1:
-                raise ValueError(f"{path}, frame {len(boxes)}: a region that is no rectangle; only boxes are scored")
+                raise ValueError(
+                    f"{path}, frame {len(boxes)}: a region that is no rectangle; only boxes are "
+                    "scored"
+                )
             boxes.append(struct.unpack_from("<ffff", data, offset + 1) if kind else (np.nan,) * 4)
             offset += 17 if kind else 5
     except (struct.error, IndexError):
-        raise ValueError(f"{path} ends in frame {len(boxes)}; expected a whole VOT toolkit file") from None
+        raise ValueError(
+            f"{path} ends in frame {len(boxes)}; expected a whole VOT toolkit file"
+        ) from None
     return np.array(boxes)

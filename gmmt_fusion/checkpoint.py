@@ -17,12 +17,18 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 def save(folder: Any, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
-    """Write config, with the library's version, and tensors into `folder`, which is made where it is missing."""
+    """Write config, with the library's version, and tensors into `folder`, which is made where it
+    is missing.
+    """
     from safetensors.torch import save_file
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"_class_name": "GenerativeFusion", "_version": __version__, **config}, indent=2, default=plain)
+    text = json.dumps(
+        {"_class_name": "GenerativeFusion", "_version": __version__, **config},
+        indent=2,
+        default=plain,
+    )
     # clones: safetensors refuses tensors that share storage, as tied weights do
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     write_atomically(folder / WEIGHTS, lambda path: save_file(tensors, path))
@@ -37,8 +43,13 @@ def plain(value: Any) -> Any:
 def is_folder(folder: Any) -> bool:
     """Whether a name means a local folder and not a hub id ("name" or "owner/name")."""
     text = os.fspath(folder)
-    return os.path.isdir(text) or not isinstance(folder, str) or os.path.isabs(text) or text.startswith(".") \
+    return (
+        os.path.isdir(text)
+        or not isinstance(folder, str)
+        or os.path.isabs(text)
+        or text.startswith(".")
         or text.count("/") > 1
+    )
 
 
 def download(hub_id: str, **options: Any) -> Path:
@@ -46,8 +57,13 @@ def download(hub_id: str, **options: Any) -> Path:
     from huggingface_hub import snapshot_download
 
     known = ("revision", "cache_dir", "force_download", "local_files_only", "token")
-    return Path(snapshot_download(hub_id, allow_patterns=[CONFIG, WEIGHTS],
-                                  **{key: options[key] for key in known if key in options}))
+    return Path(
+        snapshot_download(
+            hub_id,
+            allow_patterns=[CONFIG, WEIGHTS],
+            **{key: options[key] for key in known if key in options},
+        )
+    )
 
 
 def load(folder: Any, cls: type) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -62,7 +78,9 @@ def load(folder: Any, cls: type) -> tuple[dict[str, Any], dict[str, Tensor]]:
     folder = Path(folder)
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
-            raise OSError(f"{folder / name} is missing; expected a folder written by save_pretrained")
+            raise OSError(
+                f"{folder / name} is missing; expected a folder written by save_pretrained"
+            )
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except ValueError as error:
@@ -73,12 +91,18 @@ def load(folder: Any, cls: type) -> tuple[dict[str, Any], dict[str, Tensor]]:
     known = inspect.signature(cls).parameters
     unknown = sorted(set(config) - set(known))
     if unknown:
-        warnings.warn(f"{folder / CONFIG} was written by gmmt-fusion {version}, this is {__version__}; ignored unknown "
-                      f"keys: {', '.join(unknown)}", stacklevel=4)
+        warnings.warn(
+            f"{folder / CONFIG} was written by gmmt-fusion {version}, this is {__version__}; "
+            "ignored unknown "
+            f"keys: {', '.join(unknown)}",
+            stacklevel=4,
+        )
     try:
         state = load_file(folder / WEIGHTS)
     except SafetensorError as error:
-        raise OSError(f"{folder / WEIGHTS} is cut off or not safetensors ({error}); save the fusion again") from error
+        raise OSError(
+            f"{folder / WEIGHTS} is cut off or not safetensors ({error}); save the fusion again"
+        ) from error
     return {name: value for name, value in config.items() if name in known}, state
 
 
@@ -91,9 +115,14 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], source: Any) -> N
     own = module.state_dict()
     problems = [f"missing {name}" for name in own if name not in state]
     problems += [f"unknown {name}" for name in state if name not in own]
-    problems += [f"{name} has shape {tuple(state[name].shape)}, expected {tuple(own[name].shape)}"
-                 for name in own if name in state and state[name].shape != own[name].shape]
+    problems += [
+        f"{name} has shape {tuple(state[name].shape)}, expected {tuple(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise OSError(f"{source} does not fit {type(module).__name__}: {'; '.join(problems[:3])}{more}")
+        raise OSError(
+            f"{source} does not fit {type(module).__name__}: {'; '.join(problems[:3])}{more}"
+        )
     module.load_state_dict(state)

@@ -38,15 +38,20 @@ def check_size(size: int | Sequence[int]) -> tuple[int, int]:
     return int(sides[0]), int(sides[1])
 
 
-def check_maps(features: Sequence[Tensor], fused: Tensor | None, modalities: int, channels: int) -> torch.dtype:
-    """Raise ValueError or TypeError unless the maps are m floating-point tensors of one shape (B, C, H, W).
+def check_maps(
+    features: Sequence[Tensor], fused: Tensor | None, modalities: int, channels: int
+) -> torch.dtype:
+    """Raise ValueError or TypeError unless the maps are m floating-point tensors of one shape (B,
+    C, H, W).
 
     Returns:
         The widest dtype among the features, which the fused map gets.
     """
     if isinstance(features, Tensor) or len(features) != modalities:
-        raise ValueError(f"got {1 if isinstance(features, Tensor) else len(features)} feature maps; expected "
-                         f"{modalities}, one per modality (GenerativeFusion(modalities=…))")
+        raise ValueError(
+            f"got {1 if isinstance(features, Tensor) else len(features)} feature maps; expected "
+            f"{modalities}, one per modality (GenerativeFusion(modalities=…))"
+        )
     named = [(f"features[{i}]", f) for i, f in enumerate(features)]
     for name, x in named if fused is None else [*named, ("fused", fused)]:
         if not isinstance(x, Tensor):
@@ -54,10 +59,16 @@ def check_maps(features: Sequence[Tensor], fused: Tensor | None, modalities: int
         if not x.is_floating_point():
             raise TypeError(f"{name} has dtype {x.dtype}; expected a floating-point dtype")
         if x.ndim != 4 or x.shape[1] != channels or 0 in x.shape:
-            raise ValueError(f"{name} has shape {tuple(x.shape)}; expected (B, {channels}, H, W), as the fusion was "
-                             f"built with channels={channels}")
+            raise ValueError(
+                f"{name} has shape {tuple(x.shape)}; expected (B, {channels}, H, W), as the fusion "
+                "was "
+                f"built with channels={channels}"
+            )
         if x.shape != features[0].shape:
-            raise ValueError(f"{name} has shape {tuple(x.shape)}; expected {tuple(features[0].shape)} as features[0]")
+            raise ValueError(
+                f"{name} has shape {tuple(x.shape)}; expected {tuple(features[0].shape)} as "
+                "features[0]"
+            )
     dtype = features[0].dtype
     for x in features[1:]:
         dtype = torch.promote_types(dtype, x.dtype)
@@ -65,7 +76,9 @@ def check_maps(features: Sequence[Tensor], fused: Tensor | None, modalities: int
 
 
 def check_finite(features: Sequence[Tensor], fused: Tensor) -> None:
-    """Raise ValueError where a training input holds NaN or infinity. Skipped while compiling: it needs the values."""
+    """Raise ValueError where a training input holds NaN or infinity. Skipped while compiling: it
+    needs the values.
+    """
     if torch.compiler.is_compiling():
         return
     for name, x in [*((f"features[{i}]", f) for i, f in enumerate(features)), ("fused", fused)]:
@@ -74,12 +87,19 @@ def check_finite(features: Sequence[Tensor], fused: Tensor) -> None:
 
 
 def check_terms(tracking: Any) -> dict[str, Tensor]:
-    """Loss_track as its terms by name; ValueError or TypeError unless they are tensors with one number each."""
+    """Loss_track as its terms by name; ValueError or TypeError unless they are tensors with one
+    number each.
+    """
     terms = dict(tracking) if isinstance(tracking, Mapping) else {"tracking_loss": tracking}
     if reserved := {"loss", "generative_loss", "discriminator_loss"} & terms.keys():
-        raise ValueError(f"tracking_loss returned {sorted(reserved)} among its terms {sorted(terms)}; return those of "
-                         "Loss_track only, each once: they are summed, and Loss_gen is added")
+        raise ValueError(
+            f"tracking_loss returned {sorted(reserved)} among its terms {sorted(terms)}; return "
+            "those of "
+            "Loss_track only, each once: they are summed, and Loss_gen is added"
+        )
     for name, value in terms.items():
         if not isinstance(value, Tensor) or value.numel() != 1:
-            raise TypeError(f"tracking_loss returned {name}={value!r:.60}; expected a tensor with one number")
+            raise TypeError(
+                f"tracking_loss returned {name}={value!r:.60}; expected a tensor with one number"
+            )
     return terms

@@ -8,8 +8,12 @@ from typing import Any
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it: readers see the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")  # mkstemp's file would be for this user only
+    """Let `write` fill a temporary file beside `path`, then rename it: readers see the old file or
+    the new one.
+    """
+    temporary = path.with_name(
+        f".{path.name}.{os.getpid()}"
+    )  # mkstemp's file would be for this user only
     try:
         write(temporary)
         os.replace(temporary, path)

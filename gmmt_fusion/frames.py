@@ -1,6 +1,7 @@
 """Sequences to track: a benchmark's folders, or one's own pair of videos or picture folders.
 
-Frames are (H, W, 3) uint8 in RGB order, read one at a time; boxes are x, y, w, h in pixels from the top left.
+Frames are (H, W, 3) uint8 in RGB order, read one at a time; boxes are x, y, w, h in pixels from the
+top left.
 """
 
 from __future__ import annotations
@@ -21,22 +22,34 @@ from .benchmarks import BENCHMARKS, read_truth
 
 PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff")
 RATE = 25.0  # frames/s of the videos made of pictures, which do not say theirs
-ORANGE, WHITE, BLACK = (0, 94, 213), (255, 255, 255), (0, 0, 0)  # BGR; the first is Okabe and Ito's vermilion
+ORANGE, WHITE, BLACK = (
+    (0, 94, 213),
+    (255, 255, 255),
+    (0, 0, 0),
+)  # BGR; the first is Okabe and Ito's vermilion
 
 
 class Pictures:
-    """The pictures of a folder in the order of the numbers in their names; `depth` shows them as colour maps."""
+    """The pictures of a folder in the order of the numbers in their names; `depth` shows them as
+    colour maps.
+    """
 
     rate = RATE
 
     def __init__(self, folder: Path, depth: bool = False) -> None:
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder} is not a folder of pictures")
-        paths = [path for path in folder.iterdir() if path.suffix.lower() in PICTURES and path.name[0] != "."]
+        paths = [
+            path
+            for path in folder.iterdir()
+            if path.suffix.lower() in PICTURES and path.name[0] != "."
+        ]
         if not paths:
             raise FileNotFoundError(f"{folder} has no pictures; expected {', '.join(PICTURES)}")
         # by number: not all data sets pad their numbers
-        self.paths = sorted(paths, key=lambda path: ([int(n) for n in re.findall(r"\d+", path.stem)], path.name))
+        self.paths = sorted(
+            paths, key=lambda path: ([int(n) for n in re.findall(r"\d+", path.stem)], path.name)
+        )
         self.depth = depth
 
     def __len__(self) -> int:
@@ -49,8 +62,11 @@ class Pictures:
         if picture is None:
             raise OSError(f"{path} cannot be read as a picture")
         if picture.dtype != np.uint8 and not self.depth:
-            raise ValueError(f"{path} has {picture.dtype} pixels; give --depth if they are millimetres, or convert the "
-                             "pictures to 8 bits")
+            raise ValueError(
+                f"{path} has {picture.dtype} pixels; give --depth if they are millimetres, or "
+                "convert the "
+                "pictures to 8 bits"
+            )
         return np.ascontiguousarray((colour_map(picture) if self.depth else picture)[..., ::-1])
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -64,7 +80,10 @@ class Video:
 
     def __init__(self, path: Path) -> None:
         self.path, capture, cv2 = path, _open_video(path), _opencv()
-        announced, self.rate = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), capture.get(cv2.CAP_PROP_FPS) or RATE
+        announced, self.rate = (
+            int(capture.get(cv2.CAP_PROP_FRAME_COUNT)),
+            capture.get(cv2.CAP_PROP_FPS) or RATE,
+        )
         self.length = 0
         while capture.grab():  # what the header says is often wrong by a few frames
             self.length += 1
@@ -72,7 +91,9 @@ class Video:
         if not self.length:
             raise OSError(f"{path} has no frame that can be read")
         if self.length < announced:
-            warnings.warn(f"{path} announces {announced} frames, and {self.length} can be read", stacklevel=3)
+            warnings.warn(
+                f"{path} announces {announced} frames, and {self.length} can be read", stacklevel=3
+            )
 
     def __len__(self) -> int:
         return self.length
@@ -93,9 +114,9 @@ class Video:
 class Sequence:
     """Iterates over pairs of frames, visible and auxiliary.
 
-    Recordings often lack a modality's last frame: the one before it stands in. Where more are missing, the pairs are as
-    many as the shorter modality has.
-    `box` (4,) is the target's in the first frame; `truth` (M, 4) the visible modality's, NaN where it is absent.
+    Recordings often lack a modality's last frame: the one before it stands in. Where more are
+    missing, the pairs are as many as the shorter modality has. `box` (4,) is the target's in the
+    first frame; `truth` (M, 4) the visible modality's, NaN where it is absent.
     """
 
     name: str
@@ -112,40 +133,61 @@ class Sequence:
         pairs = itertools.islice(itertools.zip_longest(self.visible, self.auxiliary), len(self))
         last: list[np.ndarray] = []
         for number, pair in enumerate(pairs, 1):
-            visible, auxiliary = last = [last[i] if frame is None else frame for i, frame in enumerate(pair)]
+            visible, auxiliary = last = [
+                last[i] if frame is None else frame for i, frame in enumerate(pair)
+            ]
             if visible.shape != auxiliary.shape:
                 (h, w), (other_h, other_w) = visible.shape[:2], auxiliary.shape[:2]
                 raise ValueError(
-                    f"{self.name}, frame {number}: the visible picture has {w}×{h} pixels, the auxiliary one "
+                    f"{self.name}, frame {number}: the visible picture has {w}×{h} pixels, the "
+                    "auxiliary one "
                     f"{other_w}×{other_h}; align them to one size first"
                 )
             yield visible, auxiliary
 
     def check(self) -> Sequence:
-        """The sequence, if its first frames can be read and its box lies in them; else OSError or ValueError."""
+        """The sequence, if its first frames can be read and its box lies in them; else OSError or
+        ValueError.
+        """
         h, w = next(iter(self))[0].shape[:2]
         x, y, width, height = self.box
         if not (np.isfinite(self.box).all() and min(width, height) > 0):
-            raise ValueError(f"{self.name}: the box in the first frame is {_show(self.box)}; expected a positive size")
+            raise ValueError(
+                f"{self.name}: the box in the first frame is {_show(self.box)}; expected a "
+                "positive size"
+            )
         if x >= w or y >= h or x + width <= 0 or y + height <= 0:
-            raise ValueError(f"{self.name}: the box {_show(self.box)} lies outside the first frame of {w}×{h} pixels")
-        if (shorter := min(len(self.visible), len(self.auxiliary))) < max(len(self.visible), len(self.auxiliary)):
+            raise ValueError(
+                f"{self.name}: the box {_show(self.box)} lies outside the first frame of {w}×{h} "
+                "pixels"
+            )
+        if (shorter := min(len(self.visible), len(self.auxiliary))) < max(
+            len(self.visible), len(self.auxiliary)
+        ):
             warnings.warn(
-                f"{self.name} has {len(self.visible)} visible and {len(self.auxiliary)} auxiliary frames; "
-                + ("cut to the first" if len(self) == shorter else "the last stands in for the missing one of")
+                f"{self.name} has {len(self.visible)} visible and {len(self.auxiliary)} auxiliary "
+                "frames; "
+                + (
+                    "cut to the first"
+                    if len(self) == shorter
+                    else "the last stands in for the missing one of"
+                )
                 + f" {len(self)}",
                 stacklevel=3,
             )
         if self.truth is not None and len(self.truth) > len(self):
             warnings.warn(
-                f"{self.name} has {len(self.truth)} boxes of ground truth and {len(self)} frames; its results will be "
+                f"{self.name} has {len(self.truth)} boxes of ground truth and {len(self)} frames; "
+                "its results will be "
                 "too short to be scored",
                 stacklevel=3,
             )
         return self
 
 
-def open_sequences(folder: str | Path, benchmark: str, names: list[str] | None = None) -> list[Sequence]:
+def open_sequences(
+    folder: str | Path, benchmark: str, names: list[str] | None = None
+) -> list[Sequence]:
     """The sequences of a benchmark's folder, all of them or `names`; see `open_sequence`."""
     folder, pictures = Path(folder), BENCHMARKS[benchmark].pictures
     if not folder.is_dir():
@@ -154,12 +196,15 @@ def open_sequences(folder: str | Path, benchmark: str, names: list[str] | None =
         names = sorted(path.name for path in folder.iterdir() if (path / pictures[0]).is_dir())
     if not names:
         expected = " and ".join(f"<sequence>/{name}" for name in pictures)
-        raise FileNotFoundError(f"{folder} has no {benchmark} sequences; expected folders {expected}")
+        raise FileNotFoundError(
+            f"{folder} has no {benchmark} sequences; expected folders {expected}"
+        )
     return [open_sequence(folder / name, benchmark) for name in dict.fromkeys(names)]
 
 
 def open_sequence(folder: str | Path, benchmark: str | None = None) -> Sequence:
-    """A sequence's folder in the layout of a benchmark, by default the one whose picture folders it has.
+    """A sequence's folder in the layout of a benchmark, by default the one whose picture folders it
+    has.
 
     Raises:
         OSError: a folder, a picture or the ground truth is missing or unreadable.
@@ -170,34 +215,50 @@ def open_sequence(folder: str | Path, benchmark: str | None = None) -> Sequence:
         raise NotADirectoryError(f"{folder} is not a folder")
     if benchmark is None:
         known = {BENCHMARKS[name].pictures[0]: name for name in ("lasher", "gtot", "vot-lt")}
-        benchmark = next((name for visible, name in known.items() if (folder / visible).is_dir()), None)
+        benchmark = next(
+            (name for visible, name in known.items() if (folder / visible).is_dir()), None
+        )
         if benchmark is None:
             raise FileNotFoundError(f"{folder} has none of the folders {', '.join(known)}")
     layout = BENCHMARKS[benchmark]
     visible, auxiliary = (folder / name for name in layout.pictures)
     truth = read_truth(folder.parent, benchmark, [folder.name])[folder.name][0]
-    return Sequence(folder.name, Pictures(visible), Pictures(auxiliary, layout.long_term), truth[0], truth).check()
+    return Sequence(
+        folder.name, Pictures(visible), Pictures(auxiliary, layout.long_term), truth[0], truth
+    ).check()
 
 
-def open_pair(visible: str | Path, auxiliary: str | Path, box: Any, name: str | None = None,
-              depth: bool = False) -> Sequence:
-    """One's own pair of videos or picture folders, aligned, with the target's box in the first frame.
+def open_pair(
+    visible: str | Path,
+    auxiliary: str | Path,
+    box: Any,
+    name: str | None = None,
+    depth: bool = False,
+) -> Sequence:
+    """One's own pair of videos or picture folders, aligned, with the target's box in the first
+    frame.
 
-    With `depth` the auxiliary pictures are depths in millimetres, shown as colour maps. The name is by default that of
-    the visible file or folder.
+    With `depth` the auxiliary pictures are depths in millimetres, shown as colour maps. The name is
+    by default that of the visible file or folder.
     """
     first, second = (_source(Path(path)) for path in (visible, auxiliary))
     if depth:
         if not isinstance(second, Pictures):
-            raise ValueError(f"{auxiliary} is a video, which holds no depths; expected a folder of 16-bit pictures")
+            raise ValueError(
+                f"{auxiliary} is a video, which holds no depths; expected a folder of 16-bit "
+                "pictures"
+            )
         second.depth = True
-    return Sequence(name or Path(visible).absolute().stem, first, second, np.array(box, dtype=np.float64)).check()
+    return Sequence(
+        name or Path(visible).absolute().stem, first, second, np.array(box, dtype=np.float64)
+    ).check()
 
 
 def colour_map(depth: np.ndarray) -> np.ndarray:
     """(H, W, 3) uint8, BGR, of depths (H, W) in millimetres, cut to 10 m or three medians.
 
-    As trackers of RGB and depth are trained: ViPT's `get_rgbd_frame(…, "rgbcolormap", depth_clip=True)`.
+    As trackers of RGB and depth are trained: ViPT's `get_rgbd_frame(…, "rgbcolormap",
+    depth_clip=True)`.
     """
     cv2 = _opencv()
     depth = np.minimum(depth, min(np.median(depth) * 3, 10000)).astype(depth.dtype)
@@ -206,7 +267,9 @@ def colour_map(depth: np.ndarray) -> np.ndarray:
 
 
 def write_video(path: Path, sequence: Sequence, boxes: np.ndarray) -> None:
-    """An MPEG-4 video of both modalities side by side: the tracker's boxes (N, 4) solid, the truth's thin and white."""
+    """An MPEG-4 video of both modalities side by side: the tracker's boxes (N, 4) solid, the
+    truth's thin and white.
+    """
     cv2 = _opencv()
     path.parent.mkdir(parents=True, exist_ok=True)
     # not write_atomically: OpenCV tells the kind of file from its suffix
@@ -220,14 +283,30 @@ def write_video(path: Path, sequence: Sequence, boxes: np.ndarray) -> None:
                     _draw(picture, sequence.truth[index], WHITE, 1)
                 _draw(picture, box, ORANGE, 2)
             canvas = np.concatenate(pictures, 1)
-            canvas = canvas[: canvas.shape[0] // 2 * 2]  # MPEG-4 wants even sides; two equal widths are even
+            canvas = canvas[
+                : canvas.shape[0] // 2 * 2
+            ]  # MPEG-4 wants even sides; two equal widths are even
             for colour, width in ((BLACK, 3), (WHITE, 1)):
-                cv2.putText(canvas, str(index + 1), (6, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.6, colour, width, cv2.LINE_AA)
+                cv2.putText(
+                    canvas,
+                    str(index + 1),
+                    (6, 20),
+                    cv2.FONT_HERSHEY_SIMPLEX,
+                    0.6,
+                    colour,
+                    width,
+                    cv2.LINE_AA,
+                )
             if writer is None:
                 size = canvas.shape[1], canvas.shape[0]
-                writer = cv2.VideoWriter(str(temporary), cv2.VideoWriter_fourcc(*"mp4v"), sequence.visible.rate, size)
+                writer = cv2.VideoWriter(
+                    str(temporary), cv2.VideoWriter_fourcc(*"mp4v"), sequence.visible.rate, size
+                )
                 if not writer.isOpened():
-                    raise OSError(f"{path}: this OpenCV cannot write MPEG-4 videos; pip install opencv-python-headless")
+                    raise OSError(
+                        f"{path}: this OpenCV cannot write MPEG-4 videos; pip install "
+                        "opencv-python-headless"
+                    )
             writer.write(canvas)
         if writer is not None:
             writer.release()

@@ -12,32 +12,49 @@ from .attachment import Attachment
 from .recipes import Recipe, paper_optimizer
 
 
-def train_in_host(attachment: Attachment, epochs: int, actor: Any = None, *, generative_weight: float = 5.0,
-                  recipe: Recipe = paper_optimizer) -> tuple[Optimizer, LRScheduler]:
-    """Make a host's training loop train the fusion and its new head with Loss_track + λ · Loss_gen (Eq. 5).
+def train_in_host(
+    attachment: Attachment,
+    epochs: int,
+    actor: Any = None,
+    *,
+    generative_weight: float = 5.0,
+    recipe: Recipe = paper_optimizer,
+) -> tuple[Optimizer, LRScheduler]:
+    """Make a host's training loop train the fusion and its new head with Loss_track + λ · Loss_gen
+    (Eq. 5).
 
-    The optimiser and the schedule that it returns take the place of the host's. λ · Loss_gen is added where the host
-    sums its losses, and Loss_gen is logged there: in what `actor.compute_losses` returns, as "Loss/generative", or in
-    the "total_loss" that the network returns, beside "generative_loss". A CGAN's discriminator has its turn after every
-    step of the optimiser, at the same learning rate; its own optimiser is part of the `state_dict` of that one.
+    The optimiser and the schedule that it returns take the place of the host's. λ · Loss_gen is
+    added where the host sums its losses, and Loss_gen is logged there: in what
+    `actor.compute_losses` returns, as "Loss/generative", or in the "total_loss" that the network
+    returns, beside "generative_loss". A CGAN's discriminator has its turn after every step of the
+    optimiser, at the same learning rate; its own optimiser is part of the `state_dict` of that one.
 
     Args:
         epochs: as many as the host will train; the schedule is stepped once an epoch.
-        actor: the object whose `compute_losses(out, …)` gets what the network returned (the OSTrack family's); without
-            one the network itself returns its losses (siamban).
+        actor: the object whose `compute_losses(out, …)` gets what the network returned (the OSTrack
+            family's); without one the network itself returns its losses (siamban).
         generative_weight: λ.
         recipe: the optimiser and its schedule, as for `fine_tune`.
 
     Raises:
-        ValueError: λ is out of range, the attachment is detached, or the actor has no `compute_losses`.
+        ValueError: λ is out of range, the attachment is detached, or the actor has no
+        `compute_losses`.
     """
     if not attachment.attached:
-        raise ValueError("the attachment is detached; attach the fusion again, before the host's optimiser is built")
+        raise ValueError(
+            "the attachment is detached; attach the fusion again, before the host's optimiser is "
+            "built"
+        )
     if not 0 <= generative_weight < math.inf:
-        raise ValueError(f"generative_weight={generative_weight} is out of range; expected λ of at least 0")
+        raise ValueError(
+            f"generative_weight={generative_weight} is out of range; expected λ of at least 0"
+        )
     if actor is not None and not callable(getattr(actor, "compute_losses", None)):
-        raise ValueError(f"the actor is a {type(actor).__name__} without compute_losses; expected the host's actor, or "
-                         "none where the network returns its losses")
+        raise ValueError(
+            f"the actor is a {type(actor).__name__} without compute_losses; expected the host's "
+            "actor, or "
+            "none where the network returns its losses"
+        )
     attachment._plugin.total_weight = generative_weight if actor is None else None
     if actor is not None:
         # not over an earlier one of ours, with which Loss_gen would count twice
@@ -48,7 +65,9 @@ def train_in_host(attachment: Attachment, epochs: int, actor: Any = None, *, gen
         attachment.fusion.manual_seed((generator.initial_seed() + distributed.get_rank()) % 2**63)
     optimizer, scheduler = recipe(list(attachment.parameters()), epochs, 1)
     if hasattr(attachment.fusion, "discriminator"):
-        turn = _Turn(attachment, recipe(list(attachment.fusion.discriminator.parameters()), epochs, 1)[0])
+        turn = _Turn(
+            attachment, recipe(list(attachment.fusion.discriminator.parameters()), epochs, 1)[0]
+        )
         optimizer.register_step_post_hook(turn)
         optimizer.register_state_dict_post_hook(turn.save)
         optimizer.register_load_state_dict_pre_hook(turn.load)
@@ -56,11 +75,17 @@ def train_in_host(attachment: Attachment, epochs: int, actor: Any = None, *, gen
 
 
 def _processes() -> int:
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+    return (
+        distributed.get_world_size()
+        if distributed.is_available() and distributed.is_initialized()
+        else 1
+    )
 
 
 class _Losses:
-    """An actor's `compute_losses`, with the generative loss of the same forward; there is none in validation."""
+    """An actor's `compute_losses`, with the generative loss of the same forward; there is none in
+    validation.
+    """
 
     def __init__(self, own: Any, weight: float) -> None:
         self.own, self.weight = own, weight
@@ -70,8 +95,11 @@ class _Losses:
         generative = out.get("generative_loss")  # not the attachment's: DDP hands on another tensor
         if generative is None:
             if torch.is_grad_enabled():  # a validation has them off
-                raise ValueError("the network generated in eval mode where gradients are on; call network.train() "
-                                 "before a training step, or torch.no_grad() around a validation")
+                raise ValueError(
+                    "the network generated in eval mode where gradients are on; call "
+                    "network.train() "
+                    "before a training step, or torch.no_grad() around a validation"
+                )
             return result
         loss, *status = result if isinstance(result, tuple) else (result,)
         total = loss + self.weight * generative
@@ -86,11 +114,15 @@ class _Turn:
 
     def __init__(self, attachment: Attachment, optimizer: Optimizer) -> None:
         self.attachment, self.optimizer = attachment, optimizer
-        self.parameters: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
+        self.parameters: list[Tensor] = [
+            p for group in optimizer.param_groups for p in group["params"]
+        ]
         self.rest()
 
     def rest(self) -> None:
-        """Gradients that do not count when hosts clip all of them; zeros, as siamban shares those of all parameters."""
+        """Gradients that do not count when hosts clip all of them; zeros, as siamban shares those
+        of all parameters.
+        """
         for parameter in self.parameters:
             parameter.grad = torch.zeros_like(parameter)
 
@@ -111,7 +143,10 @@ class _Turn:
 
     def load(self, _: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
         if "discriminator" not in state:
-            raise ValueError("this state has no 'discriminator': it is not of an optimiser that train_in_host made for "
-                             "a fusion of method='cgan'")
+            raise ValueError(
+                "this state has no 'discriminator': it is not of an optimiser that train_in_host "
+                "made for "
+                "a fusion of method='cgan'"
+            )
         self.optimizer.load_state_dict(state["discriminator"])
         return {key: value for key, value in state.items() if key != "discriminator"}

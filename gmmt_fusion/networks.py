@@ -1,7 +1,7 @@
 """The networks U that generate a fused map, and the discriminator of the conditional GAN.
 
-A network takes the maps of all inputs concatenated on channels, (B, C_in, H, W), and timesteps (B,), and returns
-(B, C_out, H, W) for any H and W. It knows nothing of what the maps mean.
+A network takes the maps of all inputs concatenated on channels, (B, C_in, H, W), and timesteps
+(B,), and returns (B, C_out, H, W) for any H and W. It knows nothing of what the maps mean.
 """
 
 import math
@@ -14,12 +14,16 @@ from torch import Tensor, nn
 
 
 def default_width(channels: int) -> int:
-    """Half the host's channels, in multiples of 64 so that heads and norm groups divide it; at least 64."""
+    """Half the host's channels, in multiples of 64 so that heads and norm groups divide it; at
+    least 64.
+    """
     return max(64, round(channels / 128) * 64)
 
 
 def timestep_embedding(timesteps: Tensor, width: int) -> Tensor:
-    """Sinusoidal embedding of timesteps (B,) as (B, width), in float32 (Vaswani et al. 2017; Ho et al. 2020)."""
+    """Sinusoidal embedding of timesteps (B,) as (B, width), in float32 (Vaswani et al. 2017; Ho et
+    al. 2020).
+    """
     frequencies = torch.arange(width // 2, dtype=torch.float32, device=timesteps.device)
     frequencies = torch.exp(-math.log(10000.0) * frequencies / (width // 2))
     angles = timesteps.float()[:, None] * frequencies
@@ -27,7 +31,9 @@ def timestep_embedding(timesteps: Tensor, width: int) -> Tensor:
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block on tokens (B, N, width); with `skip`, first merges a long skip connection."""
+    """Pre-norm transformer block on tokens (B, N, width); with `skip`, first merges a long skip
+    connection.
+    """
 
     def __init__(self, width: int, heads: int, skip: bool = False) -> None:
         super().__init__()
@@ -37,40 +43,58 @@ class Block(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.proj = nn.Linear(width, width)
         self.norm2 = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
 
     def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
         if self.skip is not None and skip is not None:
             x = self.skip(torch.cat([x, skip], dim=-1))
-        q, k, v = rearrange(self.qkv(self.norm1(x)), "b n (three h d) -> three b h n d", three=3, h=self.heads)
+        q, k, v = rearrange(
+            self.qkv(self.norm1(x)), "b n (three h d) -> three b h n d", three=3, h=self.heads
+        )
         attended = F.scaled_dot_product_attention(q, k, v)
         x = x + self.proj(rearrange(attended, "b h n d -> b n (h d)"))
         return x + self.mlp(self.norm2(x))
 
 
 class UViT(nn.Module):
-    """U-shaped vision transformer (Bao et al., "All are Worth Words", CVPR 2023) on single-pixel patches.
+    """U-shaped vision transformer (Bao et al., "All are Worth Words", CVPR 2023) on single-pixel
+    patches.
 
-    The input maps enter as one token a position, the time as one token more; `depth` blocks down, one in the middle,
-    `depth` up, with long skips by concatenation and a linear layer.
+    The input maps enter as one token a position, the time as one token more; `depth` blocks down,
+    one in the middle, `depth` up, with long skips by concatenation and a linear layer.
 
     Args:
         in_channels, out_channels: of the maps.
         size: (H, W) of the maps that the positions are learned for; other sizes interpolate them.
-        width: of a token; `depth`: blocks down, and again up; `heads`: of the attention, default `width // 64`.
+        width: of a token; `depth`: blocks down, and again up; `heads`: of the attention, default
+            `width // 64`.
         final_conv: a 3×3 convolution on the output maps, as Bao et al. use.
     """
 
     first_layer = "embed"
 
-    def __init__(self, in_channels: int, out_channels: int, size: tuple[int, int], *, width: int | None = None,
-                 depth: int = 1, heads: int | None = None, final_conv: bool = False) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        size: tuple[int, int],
+        *,
+        width: int | None = None,
+        depth: int = 1,
+        heads: int | None = None,
+        final_conv: bool = False,
+    ) -> None:
         super().__init__()
         self.width = width or default_width(out_channels)
         heads = heads or max(1, self.width // 64)
         if depth < 1 or self.width % (2 * heads):
-            raise ValueError(f"UViT has depth={depth}, width={self.width}, heads={heads}; expected depth of at least 1 "
-                             "and an even width for every head")
+            raise ValueError(
+                f"UViT has depth={depth}, width={self.width}, heads={heads}; expected depth of at "
+                "least 1 "
+                "and an even width for every head"
+            )
         self.size = tuple(size)
         self.embed = nn.Linear(in_channels, self.width)
         self.time_position = nn.Parameter(torch.zeros(1, 1, self.width))
@@ -80,7 +104,9 @@ class UViT(nn.Module):
         self.up = nn.ModuleList(Block(self.width, heads, skip=True) for _ in range(depth))
         self.norm = nn.LayerNorm(self.width)
         self.out = nn.Linear(self.width, out_channels)
-        self.final_conv = nn.Conv2d(out_channels, out_channels, 3, padding=1) if final_conv else None
+        self.final_conv = (
+            nn.Conv2d(out_channels, out_channels, 3, padding=1) if final_conv else None
+        )
         for parameter in (self.time_position, self.position):
             nn.init.trunc_normal_(parameter, std=0.02)
         for module in self.modules():
@@ -101,9 +127,14 @@ class UViT(nn.Module):
         height, width = x.shape[-2:]
         position: Tensor = self.position
         if (height, width) != self.size:
-            position = F.interpolate(position.float(), (height, width), mode="bicubic").to(position.dtype)
+            position = F.interpolate(position.float(), (height, width), mode="bicubic").to(
+                position.dtype
+            )
         tokens = self.first(x) + rearrange(position, "b c h w -> b (h w) c")
-        time = rearrange(timestep_embedding(timesteps, self.width), "b c -> b 1 c") + self.time_position
+        time = (
+            rearrange(timestep_embedding(timesteps, self.width), "b c -> b 1 c")
+            + self.time_position
+        )
         tokens = torch.cat([time.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], dim=1)
         skips = []
         for block in self.down:
@@ -117,19 +148,28 @@ class UViT(nn.Module):
 
 
 class UNet(nn.Module):
-    """The DDPM UNet (Ho et al. 2020) as diffusers' `UNet2DModel`, attention in the middle only, for any map size.
+    """The DDPM UNet (Ho et al. 2020) as diffusers' `UNet2DModel`, attention in the middle only, for
+    any map size.
 
     Args:
         in_channels, out_channels: of the maps.
         size: accepted for symmetry with UViT; a convolutional network needs none.
-        widths: channels of each level, default `w · (1, 1.5, 2)` as in the paper with w a sixth of the host's
-            channels; `depth`: residual blocks a level (the paper's n is `depth · len(widths)`).
+        widths: channels of each level, default `w · (1, 1.5, 2)` as in the paper with w a sixth of
+            the host's channels; `depth`: residual blocks a level (the paper's n is `depth ·
+            len(widths)`).
     """
 
     first_layer = "unet.conv_in"
 
-    def __init__(self, in_channels: int, out_channels: int, size: tuple[int, int], *,
-                 widths: tuple[int, ...] | None = None, depth: int = 1) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        size: tuple[int, int],
+        *,
+        widths: tuple[int, ...] | None = None,
+        depth: int = 1,
+    ) -> None:
         super().__init__()
         from diffusers import UNet2DModel  # seconds to import: only when a UNet is built
 
@@ -137,12 +177,21 @@ class UNet(nn.Module):
             width = max(32, round(out_channels / 192) * 32)
             widths = (width, 3 * width // 2, 2 * width)
         if depth < 1 or any(width < 1 for width in widths):
-            raise ValueError(f"UNet has widths={tuple(widths)}, depth={depth}; expected positive widths and depth")
+            raise ValueError(
+                f"UNet has widths={tuple(widths)}, depth={depth}; expected positive widths and "
+                "depth"
+            )
         self.multiple = 2 ** (len(widths) - 1)
         self.unet: Any = UNet2DModel(
-            in_channels=in_channels, out_channels=out_channels, layers_per_block=depth,
-            block_out_channels=tuple(widths), norm_num_groups=math.gcd(32, *widths), attention_head_dim=None,
-            down_block_types=("DownBlock2D",) * len(widths), up_block_types=("UpBlock2D",) * len(widths))
+            in_channels=in_channels,
+            out_channels=out_channels,
+            layers_per_block=depth,
+            block_out_channels=tuple(widths),
+            norm_num_groups=math.gcd(32, *widths),
+            attention_head_dim=None,
+            down_block_types=("DownBlock2D",) * len(widths),
+            up_block_types=("UpBlock2D",) * len(widths),
+        )
 
     @property
     def last_layer(self) -> nn.Module:
@@ -160,11 +209,15 @@ class UNet(nn.Module):
     def freeze_time(self, timestep: int) -> None:
         """Put the time embedding of one timestep in place of its layers, a tenth of the weights."""
         like = next(self.parameters())
-        embedding = self.unet.time_embedding(self.unet.time_proj(torch.tensor([timestep], device=like.device)).to(like))
+        embedding = self.unet.time_embedding(
+            self.unet.time_proj(torch.tensor([timestep], device=like.device)).to(like)
+        )
         self.unet.time_embedding = Constant(embedding)
         for module in self.unet.modules():
             if getattr(module, "time_emb_proj", None) is not None:
-                module.time_emb_proj = Constant(module.time_emb_proj(module.nonlinearity(embedding)))
+                module.time_emb_proj = Constant(
+                    module.time_emb_proj(module.nonlinearity(embedding))
+                )
 
     def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
         height, width = x.shape[-2:]
@@ -185,11 +238,12 @@ class Constant(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """D of the conditional GAN (the paper's supplement A): a ladder of strided convolutions down to one score.
+    """D of the conditional GAN (the paper's supplement A): a ladder of strided convolutions down to
+    one score.
 
-    (B, C_in, H, W) → (B, 1, 1, 1) in [0, 1]; 3×3 convolutions of stride 2 without padding, BatchNorm and ReLU between
-    them, a sigmoid at the end. The paper's ladder for 31×31 maps is 768 → 256 → 64 → 16 → 1 channels. Even sides take a
-    kernel of 4, so that every position counts.
+    (B, C_in, H, W) → (B, 1, 1, 1) in [0, 1]; 3×3 convolutions of stride 2 without padding,
+    BatchNorm and ReLU between them, a sigmoid at the end. The paper's ladder for 31×31 maps is 768
+    → 256 → 64 → 16 → 1 channels. Even sides take a kernel of 4, so that every position counts.
     """
 
     def __init__(self, in_channels: int, channels: int, size: tuple[int, int]) -> None:
@@ -203,14 +257,23 @@ class Discriminator(nn.Module):
             height, width = (height - kernel[0]) // 2 + 1, (width - kernel[1]) // 2 + 1
             if (height, width) == (1, 1):
                 break
-            layers += [nn.Conv2d(in_channels, channels, kernel, stride=2), nn.BatchNorm2d(channels), nn.ReLU()]
+            layers += [
+                nn.Conv2d(in_channels, channels, kernel, stride=2),
+                nn.BatchNorm2d(channels),
+                nn.ReLU(),
+            ]
             in_channels, channels = channels, max(8, channels // 4)
-        self.layers = nn.Sequential(*layers, nn.Conv2d(in_channels, 1, kernel, stride=2), nn.Sigmoid())
+        self.layers = nn.Sequential(
+            *layers, nn.Conv2d(in_channels, 1, kernel, stride=2), nn.Sigmoid()
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         if tuple(x.shape[-2:]) != self.size:
-            raise ValueError(f"the discriminator was built for maps of size {self.size} and met {tuple(x.shape[-2:])}; "
-                             "build GenerativeFusion with size= of the maps it is trained on")
+            raise ValueError(
+                f"the discriminator was built for maps of size {self.size} and met "
+                f"{tuple(x.shape[-2:])}; "
+                "build GenerativeFusion with size= of the maps it is trained on"
+            )
         return self.layers(x)
 
 

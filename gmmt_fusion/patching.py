@@ -1,7 +1,8 @@
 """Swapped classes: what stands in a host while a fusion is attached.
 
-The class of a module at a point is swapped for a subclass of the same name; all state lives in one `Plugin` module, a
-child of the host's network. Hooks would still pay for the host's fusion, and closures would not survive a deepcopy.
+The class of a module at a point is swapped for a subclass of the same name; all state lives in one
+`Plugin` module, a child of the host's network. Hooks would still pay for the host's fusion, and
+closures would not survive a deepcopy.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,27 +15,39 @@ from torch import Tensor, nn
 from .fusion import GenerativeFusion
 
 PREFIX = "gmmt_fusion"
-"""The one name under which the plugin's parameters appear in the host's `state_dict` and `named_parameters`."""
+"""The one name under which the plugin's parameters appear in the host's `state_dict` and
+`named_parameters`.
+"""
 
-NO_REPLICAS = ("it copies the network in every forward, and all copies would share one fusion on one device; use "
-               "DistributedDataParallel (torchrun, accelerate launch), on a network that a fusion is attached to")
+NO_REPLICAS = (
+    "it copies the network in every forward, and all copies would share one fusion on one device; "
+    "use "
+    "DistributedDataParallel (torchrun, accelerate launch), on a network that a fusion is attached "
+    "to"
+)
 
 
 class Plugin(nn.Module):
-    """All that attaching adds to a host: the fusion with its new head, and how the host was before."""
+    """All that attaching adds to a host: the fusion with its new head, and how the host was
+    before.
+    """
 
     def __init__(self, fusion: GenerativeFusion) -> None:
         super().__init__()
         self.fusion = fusion
         self.enabled = True
         self.recorded: list[tuple[list[Tensor], Tensor]] | None = None
-        self.replaced: Tensor | None = None  # while recording: the host's own map, of degraded inputs where they are
+        self.replaced: Tensor | None = (
+            None  # while recording: the host's own map, of degraded inputs where they are
+        )
         self.memory: dict[str, Any] = {}
         self.generative_loss: Tensor | None = None
         self.last_maps: tuple[list[Tensor], Tensor] | None = None  # for the discriminator's turn
         self.total_weight: float | None = None  # λ, where the host returns its "total_loss"
         self.degradation: Callable[[Any, int, torch.Generator], Any] | None = None
-        self.clean: list[Tensor] = []  # the fused maps of the clean inputs, while the degraded ones are run
+        self.clean: list[
+            Tensor
+        ] = []  # the fused maps of the clean inputs, while the degraded ones are run
         self.in_forward = False
         self.host_training: dict[str, bool] = {}
         self.host_requires_grad: dict[str, bool] = {}
@@ -45,15 +58,23 @@ class Plugin(nn.Module):
 
     @property
     def generating(self) -> bool:
-        """Whether the host's own fused map is neither a training target nor recorded in this call."""
+        """Whether the host's own fused map is neither a training target nor recorded in this
+        call.
+        """
         return self.enabled and not self.training and self.recorded is None
 
     def fuse(self, features: Sequence[Tensor], fused: Tensor | Callable[[], Tensor]) -> Tensor:
-        """The map that the head gets in place of the host's `fused` (B, C, H, W), contiguous, in a dtype it accepts."""
+        """The map that the head gets in place of the host's `fused` (B, C, H, W), contiguous, in a
+        dtype it accepts.
+        """
         self.memory.clear()
         if self.generating:
-            return self._for_head(self.fusion(*features), fused if isinstance(fused, Tensor) else None)
-        features = [f.detach().clone() for f in features]  # a host may work in place, in its fusion or later
+            return self._for_head(
+                self.fusion(*features), fused if isinstance(fused, Tensor) else None
+            )
+        features = [
+            f.detach().clone() for f in features
+        ]  # a host may work in place, in its fusion or later
         if self.clean:
             target = self.clean.pop(0)
         else:
@@ -66,12 +87,16 @@ class Plugin(nn.Module):
             return target
         output = self.fusion.loss(*maps)
         self.last_maps = maps if hasattr(self.fusion, "discriminator") else None
-        earlier = self.generative_loss if self.in_forward else None  # of another level in the same forward
+        earlier = (
+            self.generative_loss if self.in_forward else None
+        )  # of another level in the same forward
         self.generative_loss = output.loss if earlier is None else earlier + output.loss
         return self._for_head(output.fused, target)
 
     def _for_head(self, result: Tensor, target: Tensor | None) -> Tensor:
-        parameter = None if torch.is_autocast_enabled(result.device.type) else first_parameter(self.head)
+        parameter = (
+            None if torch.is_autocast_enabled(result.device.type) else first_parameter(self.head)
+        )
         like = target if parameter is None else parameter
         result = result if like is None else result.to(like.dtype)
         return result.contiguous()  # hosts use .view, which a channels-last map does not survive
@@ -79,8 +104,17 @@ class Plugin(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         # what belongs to one forward is not copied: a loss with a graph cannot be
         # and a copy made in `disabled()`, which nothing would end, is enabled
-        return {**self.__dict__, "enabled": True, "memory": {}, "generative_loss": None, "last_maps": None,
-                "recorded": None, "replaced": None, "in_forward": False, "clean": []}
+        return {
+            **self.__dict__,
+            "enabled": True,
+            "memory": {},
+            "generative_loss": None,
+            "last_maps": None,
+            "recorded": None,
+            "replaced": None,
+            "in_forward": False,
+            "clean": [],
+        }
 
     def host_modules(self, network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         for name, module in network.named_modules():
@@ -94,13 +128,16 @@ class Plugin(nn.Module):
 
     def remember(self, network: nn.Module) -> None:
         self.host_training = {name: module.training for name, module in self.host_modules(network)}
-        self.host_requires_grad = {name: p.requires_grad for name, p in self.host_parameters(network)}
+        self.host_requires_grad = {
+            name: p.requires_grad for name, p in self.host_parameters(network)
+        }
 
     def train(self, mode: bool = True) -> "Plugin":
-        """As any module's; but the new head's BatchNorm keeps the statistics that it was copied with.
+        """As any module's; but the new head's BatchNorm keeps the statistics that it was copied
+        with.
 
-        They are of the host's whole training, and those of its batches would depend on their size; the results are the
-        same (benchmarks/README.md).
+        They are of the host's whole training, and those of its batches would depend on their size;
+        the results are the same (benchmarks/README.md).
         """
         super().train(mode)
         for module in self.head.modules():
@@ -109,13 +146,17 @@ class Plugin(nn.Module):
         return self
 
     def freeze(self, network: nn.Module) -> None:
-        """Host submodules to eval mode, host parameters without gradient; the root keeps its flag, which hosts read."""
+        """Host submodules to eval mode, host parameters without gradient; the root keeps its flag,
+        which hosts read.
+        """
         for name, module in self.host_modules(network):
             if name:
                 module.training = False
         for _, parameter in self.host_parameters(network):
             parameter.requires_grad_(False)
-        if self.training:  # hosts that filter names switch off whatever they do not know, also after the DDP wrap
+        if (
+            self.training
+        ):  # hosts that filter names switch off whatever they do not know, also after the DDP wrap
             self.requires_grad_(True)
 
     def thaw(self, network: nn.Module) -> None:
@@ -132,7 +173,9 @@ else:
 
 
 class Patched(_Module):
-    """What every swapped class shares: it copies and pickles as its original and the kind of patch."""
+    """What every swapped class shares: it copies and pickles as its original and the kind of
+    patch.
+    """
 
     _gmmt_plugin: Plugin
 
@@ -179,19 +222,27 @@ class Root(Patched):
             plugin.clean = []
         if plugin.recorded is None:
             if plugin.generative_loss is None:
-                raise ValueError("no fused map was generated in this forward: the fusion was not called, or only with "
-                                 "maps of another size than the adapter's")
+                raise ValueError(
+                    "no fused map was generated in this forward: the fusion was not called, or "
+                    "only with "
+                    "maps of another size than the adapter's"
+                )
             if isinstance(out, dict):
                 out["generative_loss"] = plugin.generative_loss
             if plugin.total_weight is not None:
                 if not isinstance(out, dict) or "total_loss" not in out:
-                    raise ValueError("the network returns no 'total_loss' that λ · Loss_gen could be added to; give "
-                                     "train_in_host the actor that sums the host's losses")
+                    raise ValueError(
+                        "the network returns no 'total_loss' that λ · Loss_gen could be added to; "
+                        "give "
+                        "train_in_host the actor that sums the host's losses"
+                    )
                 out["total_loss"] = out["total_loss"] + plugin.total_weight * plugin.generative_loss
         return out
 
     def _gmmt_degraded(self, degradation: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Run the host on its clean inputs, keep its fused maps as targets, and return the degraded inputs."""
+        """Run the host on its clean inputs, keep its fused maps as targets, and return the degraded
+        inputs.
+        """
         plugin = self._gmmt_plugin
         inputs = degradation((args, kwargs), plugin.fusion.modalities, plugin.fusion.generator)
         recorded, plugin.recorded = plugin.recorded, []
@@ -220,9 +271,12 @@ class Root(Patched):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         if not any(name.startswith(f"{PREFIX}.") for name in state_dict):
-            raise ValueError(f"this checkpoint has no {PREFIX!r} keys: it is the host's alone, and a fusion is "
-                             "attached; load the host's weights before attach(), or detach() first (the new head "
-                             "starts as a copy of the host's)")
+            raise ValueError(
+                f"this checkpoint has no {PREFIX!r} keys: it is the host's alone, and a fusion is "
+                "attached; load the host's weights before attach(), or detach() first (the new "
+                "head "
+                "starts as a copy of the host's)"
+            )
         return super().load_state_dict(state_dict, *args, **kwargs)
 
 
@@ -240,10 +294,14 @@ def _empty(kind: type, original: type) -> Any:
 
 def patch(module: nn.Module, kind: type, **state: Any) -> None:
     for name, value in state.items():
-        object.__setattr__(module, name, value)  # not as a child: the plugin is registered once, at the root
+        object.__setattr__(
+            module, name, value
+        )  # not as a child: the plugin is registered once, at the root
     module.__class__ = _swapped(kind, type(module))  # type: ignore[arg-type]
 
 
 def first_parameter(module: nn.Module) -> nn.Parameter | None:
-    """The first floating-point parameter, whose device and dtype stand for the module's; None where there is none."""
+    """The first floating-point parameter, whose device and dtype stand for the module's; None where
+    there is none.
+    """
     return next((p for p in module.parameters() if p.is_floating_point()), None)

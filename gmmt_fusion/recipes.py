@@ -12,30 +12,41 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from .checks import check_whole_number
 
 Recipe = Callable[[list[nn.Parameter], int, int], tuple[Optimizer, LRScheduler]]
-"""(parameters, epochs, steps an epoch) to an optimiser and a schedule that is stepped after every step."""
+"""(parameters, epochs, steps an epoch) to an optimiser and a schedule that is stepped after every
+step.
+"""
 
 
-def paper_optimizer(parameters: Iterable[nn.Parameter], epochs: int,
-                    steps_per_epoch: int = 1) -> tuple[Optimizer, LRScheduler]:
-    """The paper's stage 2: SGD, momentum 0.9, weight decay 1e-4, and its learning rate (supplement, Table 2).
+def paper_optimizer(
+    parameters: Iterable[nn.Parameter], epochs: int, steps_per_epoch: int = 1
+) -> tuple[Optimizer, LRScheduler]:
+    """The paper's stage 2: SGD, momentum 0.9, weight decay 1e-4, and its learning rate (supplement,
+    Table 2).
 
-    Linearly from 0.001 to 0.005 over the first fifth, then log-linearly down to 0.00005; both ends are reached. Call
-    `scheduler.step()` once an epoch, as the paper does, or with `steps_per_epoch` after every step.
+    Linearly from 0.001 to 0.005 over the first fifth, then log-linearly down to 0.00005; both ends
+    are reached. Call `scheduler.step()` once an epoch, as the paper does, or with `steps_per_epoch`
+    after every step.
 
-    In a host's own loop `train_in_host` builds it, and adds the generative loss. By hand it is `optimizer, scheduler =
-    paper_optimizer(attachment.parameters(), epochs)`, after the host has built its own; which parameters the host has
-    switched off does not matter.
+    In a host's own loop `train_in_host` builds it, and adds the generative loss. By hand it is
+    `optimizer, scheduler = paper_optimizer(attachment.parameters(), epochs)`, after the host has
+    built its own; which parameters the host has switched off does not matter.
     """
     check_whole_number("epochs", epochs)
     check_whole_number("steps_per_epoch", steps_per_epoch)
     total = epochs * steps_per_epoch
-    rates = [*np.linspace(0.001, 0.005, total // 5), *np.geomspace(0.005, 0.00005, total - total // 5)]
+    rates = [
+        *np.linspace(0.001, 0.005, total // 5),
+        *np.geomspace(0.005, 0.00005, total - total // 5),
+    ]
     optimizer = SGD(list(parameters), lr=0.005, momentum=0.9, weight_decay=1e-4)
     return optimizer, LambdaLR(optimizer, lambda step: float(rates[min(step, total - 1)]) / 0.005)
 
 
-def adamw_optimizer(parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]], epochs: int,
-                    steps_per_epoch: int = 1) -> tuple[Optimizer, LRScheduler]:
+def adamw_optimizer(
+    parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
+    epochs: int,
+    steps_per_epoch: int = 1,
+) -> tuple[Optimizer, LRScheduler]:
     """AdamW at 4e-4, weight decay 1e-4: warm-up over the first twentieth, then a cosine to zero.
 
     `parameters` may be torch's groups, each with an "lr" of its own.
@@ -45,5 +56,9 @@ def adamw_optimizer(parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]
     total = epochs * steps_per_epoch
     warm_up = max(1, total // 20)
     optimizer = AdamW(cast(Any, list(parameters)), lr=4e-4, weight_decay=1e-4)
-    return optimizer, LambdaLR(optimizer, lambda step: min((step + 1) / warm_up, 1.0) * 0.5 * (
-        1 + math.cos(math.pi * min(step / total, 1.0))))
+    return optimizer, LambdaLR(
+        optimizer,
+        lambda step: (
+            min((step + 1) / warm_up, 1.0) * 0.5 * (1 + math.cos(math.pi * min(step / total, 1.0)))
+        ),
+    )

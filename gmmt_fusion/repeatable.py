@@ -1,4 +1,5 @@
-"""What makes a run repeatable: random states that can be stored, and loaders whose batches depend on their place alone.
+"""What makes a run repeatable: random states that can be stored, and loaders whose batches depend
+on their place alone.
 
 Neither workers nor processes nor an interruption change what is loaded.
 """
@@ -20,11 +21,16 @@ def random_state(device: torch.device, generator: torch.Generator) -> dict[str, 
     tensors = {"torch": torch.get_rng_state(), "generator": generator.get_state()}
     if device.type == "cuda":
         tensors["cuda"] = torch.cuda.get_rng_state(device)
-    return {"python": random.getstate(), "numpy": [name, np.asarray(keys).tolist(), *rest],
-            **{name: tensor.tolist() for name, tensor in tensors.items()}}
+    return {
+        "python": random.getstate(),
+        "numpy": [name, np.asarray(keys).tolist(), *rest],
+        **{name: tensor.tolist() for name, tensor in tensors.items()},
+    }
 
 
-def set_random_state(state: Mapping[str, Any], device: torch.device, generator: torch.Generator) -> None:
+def set_random_state(
+    state: Mapping[str, Any], device: torch.device, generator: torch.Generator
+) -> None:
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     name, keys, *rest = state["numpy"]
@@ -41,7 +47,9 @@ def _bytes(numbers: Iterable[int]) -> Tensor:
 
 @contextlib.contextmanager
 def seeded(*numbers: int) -> Iterator[None]:
-    """Python's, NumPy's and PyTorch's random numbers on the CPU from these seeds for a while, then as they were."""
+    """Python's, NumPy's and PyTorch's random numbers on the CPU from these seeds for a while, then
+    as they were.
+    """
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
     random.seed(seed)
@@ -56,7 +64,8 @@ def seeded(*numbers: int) -> Iterator[None]:
 
 
 class _Repeatable(Dataset):
-    """A dataset indexed by (epoch, place in the epoch, index), the augmentation drawn from the first two.
+    """A dataset indexed by (epoch, place in the epoch, index), the augmentation drawn from the
+    first two.
 
     Its items are (epoch, place, sample), for `_Collation`.
     """
@@ -82,38 +91,66 @@ class _Collation:
 
 
 class RepeatableLoader:
-    """One process's share of a loader's batches; whatever its sampler, augmentation, collation and workers are.
+    """One process's share of a loader's batches; whatever its sampler, augmentation, collation and
+    workers are.
 
-    Batch i of an epoch goes to process i mod `processes`; where they do not come out even, the first batches are taken
-    again.
+    Batch i of an epoch goes to process i mod `processes`; where they do not come out even, the
+    first batches are taken again.
 
     Raises:
-        TypeError, ValueError: no DataLoader over a dataset with indexes, one that is empty, or shared out already.
+        TypeError, ValueError: no DataLoader over a dataset with indexes, one that is empty, or
+        shared out already.
     """
 
     def __init__(self, loader: Any, seed: int, process: int = 0, processes: int = 1) -> None:
         sampler: Any = getattr(loader, "batch_sampler", None)
-        if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset) or sampler is None:
-            raise TypeError(f"loader is a {type(loader).__name__}; expected a torch DataLoader with a batch size, "
-                            "over a dataset with __getitem__, which can be resumed in the middle of an epoch")
+        if (
+            not isinstance(loader, DataLoader)
+            or isinstance(loader.dataset, IterableDataset)
+            or sampler is None
+        ):
+            raise TypeError(
+                f"loader is a {type(loader).__name__}; expected a torch DataLoader with a batch "
+                "size, "
+                "over a dataset with __getitem__, which can be resumed in the middle of an epoch"
+            )
         if isinstance(loader.sampler, DistributedSampler):
-            raise ValueError("the loader has a DistributedSampler; build it without: its batches are shared out here")
+            raise ValueError(
+                "the loader has a DistributedSampler; build it without: its batches are shared out "
+                "here"
+            )
         self.batches = len(sampler)
         if self.batches == 0:
-            raise ValueError(f"the loader is empty: batch_size={loader.batch_size}, drop_last={loader.drop_last}; "
-                             "expected one batch at least")
+            raise ValueError(
+                f"the loader is empty: batch_size={loader.batch_size}, "
+                f"drop_last={loader.drop_last}; "
+                "expected one batch at least"
+            )
         self._sampler, self._seed = sampler, seed
         owners = (loader, loader.sampler, sampler, getattr(sampler, "sampler", None))
-        self._generators = [g for owner in owners if isinstance(g := getattr(owner, "generator", None),
-                                                                torch.Generator)]
+        self._generators = [
+            g
+            for owner in owners
+            if isinstance(g := getattr(owner, "generator", None), torch.Generator)
+        ]
         self._process, self._processes, self._epoch, self._first = process, processes, 0, 0
-        same = ("num_workers", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context",
-                "prefetch_factor", "persistent_workers")
+        same = (
+            "num_workers",
+            "pin_memory",
+            "timeout",
+            "worker_init_fn",
+            "multiprocessing_context",
+            "prefetch_factor",
+            "persistent_workers",
+        )
         # a generator of its own, as the workers' seeds would be drawn from the global one
-        self._loader: DataLoader = DataLoader(_Repeatable(loader.dataset, seed), batch_sampler=self,
-                                              generator=torch.Generator(),
-                                              collate_fn=_Collation(loader.collate_fn, seed),
-                                              **{name: getattr(loader, name) for name in same})
+        self._loader: DataLoader = DataLoader(
+            _Repeatable(loader.dataset, seed),
+            batch_sampler=self,
+            generator=torch.Generator(),
+            collate_fn=_Collation(loader.collate_fn, seed),
+            **{name: getattr(loader, name) for name in same},
+        )
 
     def __len__(self) -> int:
         """Batches of an epoch for one process."""
@@ -132,5 +169,8 @@ class RepeatableLoader:
             batches = [list(batch) for batch in self._sampler]
         places = iter(range(sum(map(len, batches))))
         keys = [[(self._epoch, next(places), index) for index in batch] for batch in batches]
-        mine = [keys[i % len(keys)] for i in range(self._process, len(self) * self._processes, self._processes)]
-        return iter(mine[self._first:])
+        mine = [
+            keys[i % len(keys)]
+            for i in range(self._process, len(self) * self._processes, self._processes)
+        ]
+        return iter(mine[self._first :])

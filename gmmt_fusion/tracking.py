@@ -1,4 +1,6 @@
-"""Running somebody's tracker over sequences, as its own test script would, and writing what it found."""
+"""Running somebody's tracker over sequences, as its own test script would, and writing what it
+found.
+"""
 
 from __future__ import annotations
 
@@ -25,21 +27,32 @@ from .files import write_atomically
 from .frames import Sequence, open_pair, open_sequence, open_sequences, write_video
 from .fusion import GenerativeFusion
 
-__all__ = ["Sequence", "load_tracker", "open_pair", "open_sequence", "open_sequences", "run", "track_folder"]
+__all__ = [
+    "Sequence",
+    "load_tracker",
+    "open_pair",
+    "open_sequence",
+    "open_sequences",
+    "run",
+    "track_folder",
+]
 
 SETTINGS = "tracking.json"
 
 
 def load_tracker(spec: str, fusion: Any = None) -> Any:
-    """The tracker that a function without arguments returns, with a fusion attached where one is named.
+    """The tracker that a function without arguments returns, with a fusion attached where one is
+    named.
 
     Args:
-        spec: "module:function" or "path/to/file.py:function"; modules are also looked for in the current folder.
-        fusion: folder or hub id for `attach`. A tracker that needs an adapter of its own has it as `tracker.adapter`,
-            or its function attaches the fusion itself.
+        spec: "module:function" or "path/to/file.py:function"; modules are also looked for in the
+            current folder.
+        fusion: folder or hub id for `attach`. A tracker that needs an adapter of its own has it as
+            `tracker.adapter`, or its function attaches the fusion itself.
 
     Raises:
-        ValueError, OSError, ImportError: no such function, or what it returns cannot be driven or attached to.
+        ValueError, OSError, ImportError: no such function, or what it returns cannot be driven or
+        attached to.
     """
     from .adapters import Adapter
     from .attachment import Attachment, attach
@@ -73,19 +86,24 @@ def run(
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """Track one target through a sequence; `progress` is called after every frame.
 
-    The tracker is called as its own scripts do, on frames (H, W, 6) uint8: `initialize(image, {"init_bbox": box})` and
-    `track(image)["target_bbox"]`, images RGB, for OSTrack's family; `init(image, box)` and `track(image)["bbox"]`,
-    images BGR, for pysot's. A depth's colour map is BGR for both, as ViPT gives it.
+    The tracker is called as its own scripts do, on frames (H, W, 6) uint8: `initialize(image,
+    {"init_bbox": box})` and `track(image)["target_bbox"]`, images RGB, for OSTrack's family;
+    `init(image, box)` and `track(image)["bbox"]`, images BGR, for pysot's. A depth's colour map is
+    BGR for both, as ViPT gives it.
 
     Returns:
-        Boxes (N, 4), the first one being the given; confidences (N,), NaN where the tracker gives none and, as VOT's
-        are, 0 in the first frame; and the seconds spent in the tracker, without those of reading frames.
+        Boxes (N, 4), the first one being the given; confidences (N,), NaN where the tracker gives
+        none and, as VOT's are, 0 in the first frame; and the seconds spent in the tracker, without
+        those of reading frames.
 
     Raises:
-        ValueError: the tracker returned something else, or a box that is not finite. RuntimeError: the tracker failed.
+        ValueError: the tracker returned something else, or a box that is not finite. RuntimeError:
+        the tracker failed.
     """
     ostrack = _is_ostrack(tracker)
-    key, rgb, rgb_too = ("target_bbox", 1, -1 if sequence.auxiliary.depth else 1) if ostrack else ("bbox", -1, -1)
+    key, rgb, rgb_too = (
+        ("target_bbox", 1, -1 if sequence.auxiliary.depth else 1) if ostrack else ("bbox", -1, -1)
+    )
     boxes, confidences, seconds = [sequence.box], [0.0], 0.0
     for number, (visible, auxiliary) in enumerate(sequence, 1):
         image = np.concatenate([visible[..., ::rgb], auxiliary[..., ::rgb_too]], 2)
@@ -99,16 +117,22 @@ def run(
                 else:
                     tracker.init(image, sequence.box.tolist())
         except Exception as error:  # with its traceback: the mistake is in the tracker
-            raise RuntimeError(f"{sequence.name}, frame {number}: {type(tracker).__name__} failed") from error
+            raise RuntimeError(
+                f"{sequence.name}, frame {number}: {type(tracker).__name__} failed"
+            ) from error
         seconds += time.perf_counter() - started
         if number > 1:
             if not isinstance(out, Mapping) or key not in out:
                 found = list(out) if isinstance(out, Mapping) else type(out).__name__
-                raise ValueError(f"{type(tracker).__name__}.track returned {found}; expected a dict with {key!r}")
+                raise ValueError(
+                    f"{type(tracker).__name__}.track returned {found}; expected a dict with {key!r}"
+                )
             box = torch.as_tensor(out[key]).detach().cpu().double().reshape(-1).numpy()
             if len(box) != 4 or not np.isfinite(box).all():
                 place = f"{sequence.name}, frame {number}"
-                raise ValueError(f"{place}: the tracker's box is {box.tolist()}; expected four finite numbers")
+                raise ValueError(
+                    f"{place}: the tracker's box is {box.tolist()}; expected four finite numbers"
+                )
             boxes.append(box)
             confidences.append(float(out.get("best_score", out.get("max_score", np.nan))))
         if progress is not None:
@@ -126,10 +150,12 @@ def track_folder(
     videos: bool = False,
     progress: bool = True,
 ) -> dict[str, tuple[int, float]]:
-    """Track the sequences that have no result in `folder` yet; each file is written when it is whole.
+    """Track the sequences that have no result in `folder` yet; each file is written when it is
+    whole.
 
-    Writes `<sequence>.txt` (x, y, w, h and, with `confidence`, a fifth column where the tracker gives one), a line of
-    `times.csv`, and `videos/<sequence>.mp4`. `settings`, of JSON, and a hash of the weights go to `tracking.json`.
+    Writes `<sequence>.txt` (x, y, w, h and, with `confidence`, a fifth column where the tracker
+    gives one), a line of `times.csv`, and `videos/<sequence>.mp4`. `settings`, of JSON, and a hash
+    of the weights go to `tracking.json`.
 
     Returns:
         {sequence: (frames, seconds in the tracker)} of those tracked now.
@@ -141,12 +167,17 @@ def track_folder(
 
     folder, times = Path(folder), {}
     paths = {sequence.name: folder / f"{sequence.name}.txt" for sequence in sequences}
-    done = {name: benchmarks.read_boxes(path, confidence=True) for name, path in paths.items() if path.is_file()}
+    done = {
+        name: benchmarks.read_boxes(path, confidence=True)
+        for name, path in paths.items()
+        if path.is_file()
+    }
     _claim(folder, {**settings, "weights": _weights(tracker)}, bool(done))
     for sequence in sequences:
         if len(done.get(sequence.name, sequence)) != len(sequence):
             raise ValueError(
-                f"{paths[sequence.name]} has {len(done[sequence.name])} boxes for {len(sequence)} frames; delete it"
+                f"{paths[sequence.name]} has {len(done[sequence.name])} boxes for {len(sequence)} "
+                "frames; delete it"
             )
     total = sum(len(sequence) for sequence in sequences if sequence.name not in done)
     with tqdm(total=total, unit="frame", disable=not progress) as bar:
@@ -157,10 +188,18 @@ def track_folder(
                 boxes, confidences, seconds = run(tracker, sequence, bar.update)
                 missing = np.flatnonzero(np.isnan(confidences[1:])) + 2
                 if confidence and 0 < len(missing) < len(boxes) - 1:
-                    raise ValueError(f"{name}, frame {missing[0]}: the tracker gives no confidence here")
-                done[name] = rows = np.column_stack([boxes, confidences]) if confidence and not len(missing) else boxes
+                    raise ValueError(
+                        f"{name}, frame {missing[0]}: the tracker gives no confidence here"
+                    )
+                done[name] = rows = (
+                    np.column_stack([boxes, confidences])
+                    if confidence and not len(missing)
+                    else boxes
+                )
                 formats = ["%.4f"] * 4 + ["%.8g"] * (rows.shape[1] - 4)
-                write_atomically(paths[name], partial(np.savetxt, X=rows, fmt=formats, delimiter=","))
+                write_atomically(
+                    paths[name], partial(np.savetxt, X=rows, fmt=formats, delimiter=",")
+                )
                 times[name] = len(sequence), seconds
                 with (folder / "times.csv").open("a") as file:
                     file.write(f"{name},{len(sequence)},{seconds:.3f}\n")
@@ -174,7 +213,9 @@ def _claim(folder: Path, settings: Mapping[str, Any], resumes: bool) -> None:
     path = folder / SETTINGS
     if not path.is_file():
         if resumes:
-            raise ValueError(f"{folder} holds results and no {SETTINGS} that says of what; name another folder")
+            raise ValueError(
+                f"{folder} holds results and no {SETTINGS} that says of what; name another folder"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda to: to.write_text(json.dumps(settings, indent=1) + "\n"))
         return
@@ -185,23 +226,44 @@ def _claim(folder: Path, settings: Mapping[str, Any], resumes: bool) -> None:
     for key in sorted({*before, *settings}):
         if before.get(key) != settings.get(key):
             change = f"{key} was {before.get(key)!r} and is {settings.get(key)!r}"
-            raise ValueError(f"{folder} holds results of other settings: {change}; name another folder, or delete it")
+            raise ValueError(
+                f"{folder} holds results of other settings: {change}; name another folder, or "
+                "delete it"
+            )
 
 
 def _weights(tracker: Any) -> str | None:
-    """A hash of the networks that the tracker is or holds: their weights, and how an attached fusion samples."""
-    held = [tracker] if isinstance(tracker, nn.Module) else list(getattr(tracker, "__dict__", {}).values())
+    """A hash of the networks that the tracker is or holds: their weights, and how an attached
+    fusion samples.
+    """
+    held = (
+        [tracker]
+        if isinstance(tracker, nn.Module)
+        else list(getattr(tracker, "__dict__", {}).values())
+    )
     networks = [network for network in held if isinstance(network, nn.Module)]
     if not networks:
-        warnings.warn(f"{type(tracker).__name__} holds no network as an attribute of its own: a run that goes on with "
-                      "other weights will not be noticed", stacklevel=2)
+        warnings.warn(
+            f"{type(tracker).__name__} holds no network as an attribute of its own: a run that "
+            "goes on with "
+            "other weights will not be noticed",
+            stacklevel=2,
+        )
         return None
     digest = hashlib.sha256()
     for network in networks:
         for name, value in network.state_dict().items():
             digest.update(name.encode())
             if isinstance(value, torch.Tensor):
-                digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+                digest.update(
+                    value.detach()
+                    .cpu()
+                    .contiguous()
+                    .reshape(-1)
+                    .view(torch.uint8)
+                    .numpy()
+                    .tobytes()
+                )
         for module in network.modules():
             if isinstance(module, GenerativeFusion):
                 digest.update(json.dumps(module.config, default=str).encode())
@@ -214,7 +276,8 @@ def _is_ostrack(tracker: Any) -> bool:
         if callable(getattr(tracker, start, None)) and callable(getattr(tracker, "track", None)):
             return ostrack
     raise ValueError(
-        f"{type(tracker).__name__} has no initialize(image, info) and track(image), as OSTrack's family, nor "
+        f"{type(tracker).__name__} has no initialize(image, info) and track(image), as OSTrack's "
+        "family, nor "
         "init(image, box) and track(image), as pysot's"
     )
 
@@ -231,7 +294,8 @@ def _module(place: str) -> Any:
     try:
         if file is None:
             return importlib.import_module(place)
-        name = f"tracker_in_{file.stem}"  # not its own name, which may be that of the tracker's package
+        # not its own name, which may be that of the tracker's package
+        name = f"tracker_in_{file.stem}"
         spec = importlib.util.spec_from_file_location(name, file)
         assert spec is not None and spec.loader is not None
         module = sys.modules[name] = importlib.util.module_from_spec(spec)

@@ -1,4 +1,6 @@
-"""The table of hosts over which the law of patching is tested; a host needs no more than a row here."""
+"""The table of hosts over which the law of patching is tested; a host needs no more than a row
+here.
+"""
 
 import os
 from collections.abc import Callable
@@ -20,10 +22,11 @@ from gmmt_fusion.adapters import ModuleAdapter
 class Case:
     """A host and how it is used.
 
-    build: a fresh network, always with the same weights, in eval mode. run: one frame at inference, one tensor out.
-    train: one training forward, whatever the host returns. adapter: for `attach`. fusion: arguments of
-    GenerativeFusion. fused_in: a submodule that only the host's own fusion runs, or "" where there is none. fullgraph:
-    whether the host alone compiles as one graph.
+    build: a fresh network, always with the same weights, in eval mode. run: one frame at inference,
+    one tensor out.
+    train: one training forward, whatever the host returns. adapter: for `attach`. fusion: arguments
+    of GenerativeFusion. fused_in: a submodule that only the host's own fusion runs, or "" where
+    there is none. fullgraph: whether the host alone compiles as one graph.
     """
 
     name: str
@@ -48,7 +51,9 @@ class Case:
 def images(batch: int = 2) -> tuple[Tensor, Tensor]:
     """Template (B, 6, 4, 4) and search (B, 6, 8, 8), always the same."""
     generator = torch.Generator().manual_seed(1)
-    return torch.rand(batch, 6, 4, 4, generator=generator), torch.rand(batch, 6, 8, 8, generator=generator)
+    return torch.rand(batch, 6, 4, 4, generator=generator), torch.rand(
+        batch, 6, 8, 8, generator=generator
+    )
 
 
 def seeded(cls: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
@@ -58,6 +63,7 @@ def seeded(cls: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
         network = cls().eval()
         torch.set_rng_state(state)
         return network
+
     return build
 
 
@@ -82,36 +88,98 @@ def train(network: nn.Module) -> Any:
     return network(*inputs(network))
 
 
-def ostrack(name: str, build: Callable[[], nn.Module], fused_in: str, *, lists: bool = False, search: int = 32,
-            fullgraph: bool = True, **fusion: Any) -> Case:
-    """ViPT (images of six channels) or TBSI (lists of two images); `search` is the side of the search image."""
+def ostrack(
+    name: str,
+    build: Callable[[], nn.Module],
+    fused_in: str,
+    *,
+    lists: bool = False,
+    search: int = 32,
+    fullgraph: bool = True,
+    **fusion: Any,
+) -> Case:
+    """ViPT (images of six channels) or TBSI (lists of two images); `search` is the side of the
+    search image.
+    """
     generator = torch.Generator().manual_seed(1)
     images = [torch.randn(2, 6, side, side, generator=generator) for side in (search // 2, search)]
 
     def run(network: nn.Module) -> dict[str, Tensor]:
         like = next(network.parameters())
-        template, search = (list(x.to(like).split(3, dim=1)) if lists else x.to(like) for x in images)
-        # where it eliminated candidates ViPT pads with zeros in float32, which its norms refuse in half precision
-        out = network(template=template, search=search, ce_keep_rate=1.0 if like.dtype == torch.float16 else None)
-        return {**out, "scores": torch.cat([out[f"{part}_map"].flatten(1) for part in ("score", "size")], 1)}
+        template, search = (
+            list(x.to(like).split(3, dim=1)) if lists else x.to(like) for x in images
+        )
+        # where it eliminated candidates ViPT pads with zeros in float32, which its norms refuse in
+        # half precision
+        out = network(
+            template=template,
+            search=search,
+            ce_keep_rate=1.0 if like.dtype == torch.float16 else None,
+        )
+        return {
+            **out,
+            "scores": torch.cat([out[f"{part}_map"].flatten(1) for part in ("score", "size")], 1),
+        }
 
-    return Case(name, build, lambda network: run(network)["scores"], run, lambda: "auto", {**TINY, **fusion}, fused_in,
-                fullgraph)
+    return Case(
+        name,
+        build,
+        lambda network: run(network)["scores"],
+        run,
+        lambda: "auto",
+        {**TINY, **fusion},
+        fused_in,
+        fullgraph,
+    )
 
 
 TINY = {"channels": CHANNELS, "size": 8, "network_config": {"width": 16, "heads": 2}}
 CASES = [
-    Case("concat", seeded(ConcatTracker), scores, train, lambda: ModuleAdapter("fuse", "box_head"), TINY, "fuse.0"),
-    Case("maps", seeded(MapsTracker), scores, train, lambda: ModuleAdapter("neck.fusion", "heads.0"),
-         {**TINY, "modalities": 3}, "neck.fusion.mix"),
-    Case("siamese", seeded(SiameseTracker), track, train, lambda: ModuleAdapter("fusion", "head", size=8), TINY),
+    Case(
+        "concat",
+        seeded(ConcatTracker),
+        scores,
+        train,
+        lambda: ModuleAdapter("fuse", "box_head"),
+        TINY,
+        "fuse.0",
+    ),
+    Case(
+        "maps",
+        seeded(MapsTracker),
+        scores,
+        train,
+        lambda: ModuleAdapter("neck.fusion", "heads.0"),
+        {**TINY, "modalities": 3},
+        "neck.fusion.mix",
+    ),
+    Case(
+        "siamese",
+        seeded(SiameseTracker),
+        track,
+        train,
+        lambda: ModuleAdapter("fusion", "head", size=8),
+        TINY,
+    ),
     Case("sum", seeded(SumTracker), scores, train, SumAdapter, TINY),
     ostrack("vipt", seeded(ViPTrack), "backbone.blocks.2.attn"),
-    ostrack("vipt without elimination", seeded(partial(ViPTrack, eliminate=False)), "backbone.blocks.2.attn"),
+    ostrack(
+        "vipt without elimination",
+        seeded(partial(ViPTrack, eliminate=False)),
+        "backbone.blocks.2.attn",
+    ),
     ostrack("tbsi", seeded(TBSITrack), "tbsi_fuse_search.0", lists=True),
-    *(Case(name, partial(stand_ins_siamban.build, levels), stand_ins_siamban.run, stand_ins_siamban.train,
-           lambda: "auto", {**TINY, "size": 31, "channels": CHANNELS * levels})
-      for name, levels in (("siamban", 1), ("siamban three levels", 3))),
+    *(
+        Case(
+            name,
+            partial(stand_ins_siamban.build, levels),
+            stand_ins_siamban.run,
+            stand_ins_siamban.train,
+            lambda: "auto",
+            {**TINY, "size": 31, "channels": CHANNELS * levels},
+        )
+        for name, levels in (("siamban", 1), ("siamban three levels", 3))
+    ),
 ]
 if "REAL_HOST" in os.environ:  # tests/hosts/test_ostrack_real.py holds real hosts to the same law
     from hosts.harness import law_cases

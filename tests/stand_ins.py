@@ -11,7 +11,9 @@ TEMPLATE_TOKENS, SEARCH_TOKENS = (TEMPLATE // STRIDE) ** 2, (SEARCH // STRIDE) *
 
 
 def conv(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
+    )
 
 
 def to_maps(tokens: Tensor) -> Tensor:
@@ -32,14 +34,18 @@ class CenterPredictor(nn.Module):
         self.size = nn.Sequential(conv(CHANNELS, CHANNELS), nn.Conv2d(CHANNELS, 2, 1))
         self.offset = nn.Sequential(conv(CHANNELS, CHANNELS), nn.Conv2d(CHANNELS, 2, 1))
 
-    def forward(self, x: Tensor, gt_score_map: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, gt_score_map: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         score_map, size_map = self.ctr(x).sigmoid(), self.size(x).sigmoid()
         offset_map = self.offset(x)
         return score_map, self.cal_bbox(score_map, size_map, offset_map), size_map, offset_map
 
     def cal_bbox(self, score_map: Tensor, size_map: Tensor, offset_map: Tensor) -> Tensor:
         index = score_map.flatten(1).argmax(1)
-        size, offset = (x.flatten(2)[torch.arange(len(index)), :, index] for x in (size_map, offset_map))
+        size, offset = (
+            x.flatten(2)[torch.arange(len(index)), :, index] for x in (size_map, offset_map)
+        )
         corner = torch.stack([index % self.feat_sz, index // self.feat_sz], dim=1)
         return torch.cat([(corner + offset) / self.feat_sz, size], dim=1)
 
@@ -51,7 +57,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         q, k, v = self.qkv(x).chunk(3, dim=-1)
-        attention = (q @ k.mT / CHANNELS ** 0.5).softmax(-1)
+        attention = (q @ k.mT / CHANNELS**0.5).softmax(-1)
         return self.proj(attention @ v), attention
 
 
@@ -73,7 +79,15 @@ class CEBlock(Block):
         super().__init__()
         self.keep_ratio_search = keep_ratio_search
 
-    def forward(self, x, global_index_t, global_index_s, mask=None, ce_template_mask=None, keep_ratio_search=None):
+    def forward(
+        self,
+        x,
+        global_index_t,
+        global_index_s,
+        mask=None,
+        ce_template_mask=None,
+        keep_ratio_search=None,
+    ):
         update, attention = self.attn(self.norm1(x))
         x, removed = x + self.drop_path(update), None
         if self.keep_ratio_search < 1 and (keep_ratio_search is None or keep_ratio_search < 1):
@@ -100,7 +114,9 @@ class PromptBlock(nn.Module):
 
 
 class PromptedTransformer(nn.Module):
-    """ViPT's backbone of two streams: a prompt block for each block (vipt_deep) or for the first (vipt_shaw)."""
+    """ViPT's backbone of two streams: a prompt block for each block (vipt_deep) or for the first
+    (vipt_shaw).
+    """
 
     def __init__(self, depth: int = 3, prompts: int = 3, eliminate: bool = True) -> None:
         super().__init__()
@@ -110,7 +126,9 @@ class PromptedTransformer(nn.Module):
         self.pos_embed_x = nn.Parameter(torch.randn(1, SEARCH_TOKENS, CHANNELS))
         self.prompt_blocks = nn.Sequential(*(PromptBlock() for _ in range(prompts)))
         self.prompt_norms = nn.Sequential(*(nn.LayerNorm(CHANNELS) for _ in range(prompts)))
-        self.blocks = nn.Sequential(*(CEBlock(0.7 if i == 1 else 1.0) if eliminate else Block() for i in range(depth)))
+        self.blocks = nn.Sequential(
+            *(CEBlock(0.7 if i == 1 else 1.0) if eliminate else Block() for i in range(depth))
+        )
         self.norm = nn.LayerNorm(CHANNELS)
         self.eliminate = eliminate
 
@@ -119,33 +137,61 @@ class PromptedTransformer(nn.Module):
         """Search tokens in their places, zero where a candidate was eliminated."""
         if not removed:
             return x
-        zeros = torch.zeros(len(x), SEARCH_TOKENS - x.shape[1], x.shape[2], device=x.device)  # in float32, as ViPT
+        zeros = torch.zeros(
+            len(x), SEARCH_TOKENS - x.shape[1], x.shape[2], device=x.device
+        )  # in float32, as ViPT
         places = torch.cat([indexes, *removed], dim=1)[..., None].expand(-1, -1, x.shape[2])
         x = torch.cat([x, zeros], dim=1)
         return torch.zeros_like(x).scatter_(1, places, x)
 
-    def forward(self, z: Tensor, x: Tensor, ce_template_mask=None, ce_keep_rate=None) -> tuple[Tensor, dict]:
+    def forward(
+        self, z: Tensor, x: Tensor, ce_template_mask=None, ce_keep_rate=None
+    ) -> tuple[Tensor, dict]:
         prompts = [to_tokens(self.patch_embed_prompt(images[:, 3:])) for images in (z, x)]
         z, x = (to_tokens(self.patch_embed(images[:, :3])) for images in (z, x))
-        index_t, index_s = (torch.arange(tokens.shape[1], device=x.device).repeat(len(x), 1) for tokens in (z, x))
-        tokens, removed, attention = torch.cat([z + self.pos_embed_z, x + self.pos_embed_x], dim=1), [], None
+        index_t, index_s = (
+            torch.arange(tokens.shape[1], device=x.device).repeat(len(x), 1) for tokens in (z, x)
+        )
+        tokens, removed, attention = (
+            torch.cat([z + self.pos_embed_z, x + self.pos_embed_x], dim=1),
+            [],
+            None,
+        )
         for i, block in enumerate(self.blocks):
             if i < len(self.prompt_blocks):
-                z, x = tokens[:, :TEMPLATE_TOKENS], self.recover(tokens[:, TEMPLATE_TOKENS:], index_s, removed)
-                prompts = [to_tokens(self.prompt_blocks[i](torch.cat([
-                    to_maps(self.prompt_norms[max(i - 1, 0)](main)), to_maps(self.prompt_norms[i](prompt))], dim=1)))
-                    for main, prompt in zip((z, x), prompts, strict=True)]
+                z, x = (
+                    tokens[:, :TEMPLATE_TOKENS],
+                    self.recover(tokens[:, TEMPLATE_TOKENS:], index_s, removed),
+                )
+                prompts = [
+                    to_tokens(
+                        self.prompt_blocks[i](
+                            torch.cat(
+                                [
+                                    to_maps(self.prompt_norms[max(i - 1, 0)](main)),
+                                    to_maps(self.prompt_norms[i](prompt)),
+                                ],
+                                dim=1,
+                            )
+                        )
+                    )
+                    for main, prompt in zip((z, x), prompts, strict=True)
+                ]
                 kept = prompts[1].gather(1, index_s[..., None].expand(-1, -1, CHANNELS))
                 tokens = tokens + torch.cat([prompts[0], kept], dim=1)
             if self.eliminate:
-                tokens, index_t, index_s, gone, attention = block(tokens, index_t, index_s, None, ce_template_mask,
-                                                                  ce_keep_rate)
+                tokens, index_t, index_s, gone, attention = block(
+                    tokens, index_t, index_s, None, ce_template_mask, ce_keep_rate
+                )
                 removed += [gone] if gone is not None else []
             else:
                 tokens = block(tokens)
         tokens = self.norm(tokens)
         x = self.recover(tokens[:, TEMPLATE_TOKENS:], index_s, removed)
-        return torch.cat([tokens[:, :TEMPLATE_TOKENS], x], dim=1), {"attn": attention, "removed_indexes_s": removed}
+        return torch.cat([tokens[:, :TEMPLATE_TOKENS], x], dim=1), {
+            "attn": attention,
+            "removed_indexes_s": removed,
+        }
 
 
 class ViPTrack(nn.Module):
@@ -155,8 +201,12 @@ class ViPTrack(nn.Module):
         super().__init__()
         self.backbone, self.box_head = PromptedTransformer(**options), CenterPredictor()
 
-    def forward(self, template, search, ce_template_mask=None, ce_keep_rate=None, return_last_attn=False) -> dict:
-        x, aux = self.backbone(z=template, x=search, ce_template_mask=ce_template_mask, ce_keep_rate=ce_keep_rate)
+    def forward(
+        self, template, search, ce_template_mask=None, ce_keep_rate=None, return_last_attn=False
+    ) -> dict:
+        x, aux = self.backbone(
+            z=template, x=search, ce_template_mask=ce_template_mask, ce_keep_rate=ce_keep_rate
+        )
         return {**self.forward_head(x), **aux, "backbone_feat": x}
 
     def forward_head(self, tokens: Tensor) -> dict[str, Tensor]:
@@ -173,12 +223,18 @@ class TBSIBackbone(nn.Module):
         self.norm = nn.LayerNorm(CHANNELS)
 
     def forward(self, z: list[Tensor], x: list[Tensor]) -> tuple[Tensor, dict]:
-        streams = [torch.cat([to_tokens(self.patch_embed(images)) for images in pair], dim=1)
-                   for pair in zip(z, x, strict=True)]
+        streams = [
+            torch.cat([to_tokens(self.patch_embed(images)) for images in pair], dim=1)
+            for pair in zip(z, x, strict=True)
+        ]
         streams = [self.blocks[0](stream) for stream in streams]
         for stream in streams:
-            stream[:, TEMPLATE_TOKENS:] = self.tbsi_layers[0](stream)[:, TEMPLATE_TOKENS:]  # in place, as TBSI
-        return self.norm(torch.cat([self.blocks[1](stream) for stream in streams], dim=1)), {"attn": None}
+            stream[:, TEMPLATE_TOKENS:] = self.tbsi_layers[0](stream)[
+                :, TEMPLATE_TOKENS:
+            ]  # in place, as TBSI
+        return self.norm(torch.cat([self.blocks[1](stream) for stream in streams], dim=1)), {
+            "attn": None
+        }
 
 
 class TBSITrack(nn.Module):
@@ -190,13 +246,24 @@ class TBSITrack(nn.Module):
         self.tbsi_fuse_search = conv(2 * CHANNELS, CHANNELS)
         self.box_head = CenterPredictor()
 
-    def forward(self, template, search, ce_template_mask=None, ce_keep_rate=None, return_last_attn=False) -> dict:
+    def forward(
+        self, template, search, ce_template_mask=None, ce_keep_rate=None, return_last_attn=False
+    ) -> dict:
         x, aux = self.backbone(z=template, x=search)
-        visible = x[:, TEMPLATE_TOKENS:TEMPLATE_TOKENS + SEARCH_TOKENS]
+        visible = x[:, TEMPLATE_TOKENS : TEMPLATE_TOKENS + SEARCH_TOKENS]
         maps = to_maps(torch.cat([visible, x[:, -SEARCH_TOKENS:]], dim=2))
-        return {**head_outputs(self.box_head(self.tbsi_fuse_search(maps), None)), **aux, "backbone_feat": x}
+        return {
+            **head_outputs(self.box_head(self.tbsi_fuse_search(maps), None)),
+            **aux,
+            "backbone_feat": x,
+        }
 
 
 def head_outputs(maps: tuple[Tensor, Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
     score_map, boxes, size_map, offset_map = maps
-    return {"pred_boxes": boxes[:, None], "score_map": score_map, "size_map": size_map, "offset_map": offset_map}
+    return {
+        "pred_boxes": boxes[:, None],
+        "score_map": score_map,
+        "size_map": size_map,
+        "offset_map": offset_map,
+    }

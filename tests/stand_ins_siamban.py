@@ -1,4 +1,6 @@
-"""A tiny tracker with SiamBAN's contract: class names, `template`, `track`, `forward`, the crop in the neck."""
+"""A tiny tracker with SiamBAN's contract: class names, `template`, `track`, `forward`, the crop in
+the neck.
+"""
 
 from typing import Any
 
@@ -12,11 +14,15 @@ CHANNELS = 8
 
 
 def layer(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
+    )
 
 
 class Backbone(nn.Module):
-    """Crops (B, 3, H, W) to maps of stride 8, one for each of `used_layers`; a lambda where a layer is not used."""
+    """Crops (B, 3, H, W) to maps of stride 8, one for each of `used_layers`; a lambda where a layer
+    is not used.
+    """
 
     def __init__(self, used_layers: list[int]) -> None:
         super().__init__()
@@ -38,7 +44,9 @@ class AdjustLayer(nn.Module):
 
     def __init__(self, inputs: int) -> None:
         super().__init__()
-        self.downsample = nn.Sequential(nn.Conv2d(inputs, CHANNELS, 1, bias=False), nn.BatchNorm2d(CHANNELS))
+        self.downsample = nn.Sequential(
+            nn.Conv2d(inputs, CHANNELS, 1, bias=False), nn.BatchNorm2d(CHANNELS)
+        )
 
     def forward(self, maps: Tensor) -> Tensor:
         maps = self.downsample(maps)
@@ -66,8 +74,11 @@ class DepthwiseBAN(nn.Module):
         def forward(self, z_f: Tensor, x_f: Tensor) -> Tensor:
             x_f = self.norm(x_f)
             batch, channels = x_f.shape[:2]
-            scores = F.conv2d(x_f.view(1, batch * channels, *x_f.shape[2:]),
-                              z_f.contiguous().view(batch * channels, 1, 7, 7), groups=batch * channels)
+            scores = F.conv2d(
+                x_f.view(1, batch * channels, *x_f.shape[2:]),
+                z_f.contiguous().view(batch * channels, 1, 7, 7),
+                groups=batch * channels,
+            )
             return self.out(scores.view(batch, channels, *scores.shape[2:]) / 49)
 
     def __init__(self) -> None:
@@ -88,7 +99,9 @@ class MultiBAN(nn.Module):
     def forward(self, z_fs: list[Tensor], x_fs: list[Tensor]) -> tuple[Tensor, Tensor]:
         boxes = [box(z_f, x_f) for box, z_f, x_f in zip(self.children(), z_fs, x_fs, strict=True)]
         cls = torch.stack([c for c, _ in boxes]).mean(0)
-        loc = torch.stack([torch.exp(scale * d) for scale, (_, d) in zip(self.loc_scale, boxes, strict=True)])
+        loc = torch.stack(
+            [torch.exp(scale * d) for scale, (_, d) in zip(self.loc_scale, boxes, strict=True)]
+        )
         return cls, loc.mean(0)
 
 
@@ -109,12 +122,17 @@ class ModelBuilder(nn.Module):
     def forward(self, data: dict[str, Tensor]) -> dict[str, Tensor]:
         z_f, x_f = self.backbone(data["template"]), self.backbone(data["search"])
         cls, loc = self.head(self.neck(z_f), self.neck(x_f))
-        cls_loss, loc_loss = F.cross_entropy(cls, data["label_cls"]), (loc - data["label_loc"]).abs().mean()
+        cls_loss, loc_loss = (
+            F.cross_entropy(cls, data["label_cls"]),
+            (loc - data["label_loc"]).abs().mean(),
+        )
         return {"total_loss": cls_loss + loc_loss, "cls_loss": cls_loss, "loc_loss": loc_loss}
 
 
 def single(levels: int = 1, seed: int = 0) -> ModelBuilder:
-    """A model of one modality in eval mode, its BatchNorms not at their start; always the same for a seed."""
+    """A model of one modality in eval mode, its BatchNorms not at their start; always the same for
+    a seed.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = ModelBuilder(levels).eval()
@@ -130,7 +148,9 @@ def single(levels: int = 1, seed: int = 0) -> ModelBuilder:
 
 
 def build(levels: int = 1) -> nn.Module:
-    """An RGB-T model of two differently trained ones in eval mode, its fusion no longer at its start."""
+    """An RGB-T model of two differently trained ones in eval mode, its fusion no longer at its
+    start.
+    """
     model = siamban.two_stream(single(levels), single(levels, seed=1))
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
@@ -139,10 +159,15 @@ def build(levels: int = 1) -> nn.Module:
     return model
 
 
-def crops(batch: int = 2, channels: int = 6, template: int = 127, search: int = 255) -> tuple[Tensor, Tensor]:
+def crops(
+    batch: int = 2, channels: int = 6, template: int = 127, search: int = 255
+) -> tuple[Tensor, Tensor]:
     """Template and search crops, 0 to 255, always the same."""
     generator = torch.Generator().manual_seed(1)
-    return tuple(255 * torch.rand(batch, channels, side, side, generator=generator) for side in (template, search))
+    return tuple(
+        255 * torch.rand(batch, channels, side, side, generator=generator)
+        for side in (template, search)
+    )
 
 
 def inputs(model: nn.Module, **options: Any) -> tuple[Tensor, Tensor]:
@@ -163,14 +188,20 @@ def batch(model: nn.Module, **options: Any) -> dict[str, Tensor]:
     template, search = inputs(model, **options)
     generator = torch.Generator().manual_seed(3)
     label_cls = torch.randint(2, (len(search), 25, 25), generator=generator).to(search.device)
-    return {"template": template, "search": search, "label_cls": label_cls,
-            "label_loc": torch.rand(len(search), 4, 25, 25, generator=generator).to(search)}
+    return {
+        "template": template,
+        "search": search,
+        "label_cls": label_cls,
+        "label_loc": torch.rand(len(search), 4, 25, 25, generator=generator).to(search),
+    }
 
 
 def train(model: nn.Module) -> dict[str, Tensor]:
     """One forward in training; beside the losses, the classes that the head gave, as "scores"."""
     seen: list[tuple[Tensor, Tensor]] = []
-    hook = getattr(model, "module", model).head.register_forward_hook(lambda *call: seen.append(call[-1]))
+    hook = getattr(model, "module", model).head.register_forward_hook(
+        lambda *call: seen.append(call[-1])
+    )
     try:
         return {**model(batch(model)), "scores": seen[0][0]}
     finally:

@@ -20,16 +20,23 @@ from embedded.sequences import TRAIN_SEEDS, generate_sequence
 def result(seed: int, values: list[float], parameters: int = 10) -> dict[str, Any]:
     sequences = {f"s{i}": {"PR": v, "NPR": v, "SR": v} for i, v in enumerate(values)}
     pairs = {"loss": 0.5 - 0.1 * seed, "success": [2 * v for v in values]}
-    return {"seed": seed, "parameters": parameters, "sequences": dict.fromkeys(ablation_tables.SETTINGS, sequences),
-            "pairs": dict.fromkeys(ablation_tables.SETTINGS, pairs)}
+    return {
+        "seed": seed,
+        "parameters": parameters,
+        "sequences": dict.fromkeys(ablation_tables.SETTINGS, sequences),
+        "pairs": dict.fromkeys(ablation_tables.SETTINGS, pairs),
+    }
 
 
-@pytest.mark.parametrize(("differences", "low", "high"), [
-    ([[2.0] * 8], 2.0, 2.0),  # nothing to doubt
-    ([[-1.0, 1.0] * 50], -0.25, 0.25),
-    ([[0.0] * 9 + [10.0]], 0.0, 3.5),  # one sequence does not make a gain
-    ([[-1.0] * 9, [3.0] * 9], -1.0, 3.0),  # nor one seed
-])
+@pytest.mark.parametrize(
+    ("differences", "low", "high"),
+    [
+        ([[2.0] * 8], 2.0, 2.0),  # nothing to doubt
+        ([[-1.0, 1.0] * 50], -0.25, 0.25),
+        ([[0.0] * 9 + [10.0]], 0.0, 3.5),  # one sequence does not make a gain
+        ([[-1.0] * 9, [3.0] * 9], -1.0, 3.0),  # nor one seed
+    ],
+)
 def test_bootstrap_interval(differences: list[list[float]], low: float, high: float) -> None:
     found = ablation_tables.interval(np.array(differences))
     assert found["mean"] == pytest.approx(np.mean(differences))
@@ -39,28 +46,51 @@ def test_bootstrap_interval(differences: list[list[float]], low: float, high: fl
 
 def test_differences_are_paired() -> None:
     base = np.array([10.0, 50.0, 90.0])
-    rows = {"base": [result(0, base.tolist())], "better": [result(s, (base + 3 + s).tolist()) for s in range(3)]}
+    rows = {
+        "base": [result(0, base.tolist())],
+        "better": [result(s, (base + 3 + s).tolist()) for s in range(3)],
+    }
     entries = {(e["row"], e["setting"]): e for e in ablation_tables.summary(rows)}
     better = entries["better", "shifted"]
-    assert better["over_base"]["SR"] == pytest.approx({"mean": 4.0, "low": 3.0, "high": 5.0}, abs=0.01)
-    assert better["over_base"]["pairs_SR"] == pytest.approx({"mean": 8.0, "low": 6.0, "high": 10.0}, abs=0.01)
-    assert better["SR_deviation_over_seeds"] == pytest.approx(1.0) and better["SR"] == pytest.approx(54.0)
-    assert better["loss"] == pytest.approx(0.4) and better["loss_deviation_over_seeds"] == pytest.approx(0.1)
+    assert better["over_base"]["SR"] == pytest.approx(
+        {"mean": 4.0, "low": 3.0, "high": 5.0}, abs=0.01
+    )
+    assert better["over_base"]["pairs_SR"] == pytest.approx(
+        {"mean": 8.0, "low": 6.0, "high": 10.0}, abs=0.01
+    )
+    assert better["SR_deviation_over_seeds"] == pytest.approx(1.0) and better[
+        "SR"
+    ] == pytest.approx(54.0)
+    assert better["loss"] == pytest.approx(0.4) and better[
+        "loss_deviation_over_seeds"
+    ] == pytest.approx(0.1)
     against = ablation_tables.against("better", rows)
-    assert [(e["row"], e["SR"]["mean"], e["loss"]) for e in against] == [("base", *map(pytest.approx, (4.0, -0.1)))] * 2
+    assert [(e["row"], e["SR"]["mean"], e["loss"]) for e in against] == [
+        ("base", *map(pytest.approx, (4.0, -0.1)))
+    ] * 2
     gains = "+8.0 [+6.0, +10.0] | +4.0 [+3.0, +5.0] |"
     assert f"| base | -0.100 ± 0.100 | {gains}" in ablation_tables.comparison("better", against)
     text = ablation_tables.markdown(list(entries.values()))
-    assert text.count("| better | 10 | 0.400 ± 0.100 | 108.0 | +8.0 [+6.0, +10.0] | 54.0 | 54.0 | 54.0 ± 1.0 | +4.0 ["
-                      "+3.0, +5.0] |") == 2
+    assert (
+        text.count(
+            "| better | 10 | 0.400 ± 0.100 | 108.0 | +8.0 [+6.0, +10.0] | 54.0 | 54.0 | 54.0 ± 1.0 "
+            "| +4.0 ["
+            "+3.0, +5.0] |"
+        )
+        == 2
+    )
 
 
 def test_what_is_compared_saw_the_same_pictures() -> None:
-    rows = {name + suffix: [result(0, [value + 100 * bool(suffix)])] for suffix in ("", ablation_tables.UNDEGRADED)
-            for name, value in (("base", 10.0), ("DM", 17.0))}
+    rows = {
+        name + suffix: [result(0, [value + 100 * bool(suffix)])]
+        for suffix in ("", ablation_tables.UNDEGRADED)
+        for name, value in (("base", 10.0), ("DM", 17.0))
+    }
     entries = ablation_tables.against("DM", rows)
-    assert [(e["row"], e["SR"]["mean"]) for e in entries] == [
-        ("base", 7.0)] * 2 + [("base" + ablation_tables.UNDEGRADED, 7.0)] * 2
+    assert [(e["row"], e["SR"]["mean"]) for e in entries] == [("base", 7.0)] * 2 + [
+        ("base" + ablation_tables.UNDEGRADED, 7.0)
+    ] * 2
 
 
 def test_success_of_pairs_is_that_of_their_boxes() -> None:
@@ -81,14 +111,33 @@ def test_no_sequence_is_in_two_sets() -> None:
     assert sum(map(len, sets)) == len(set.union(*sets))
 
 
-@pytest.mark.parametrize("arm", [
-    ablation_arms.HEAD, ablation.Arm("", ablation_arms.RAW, control="convolution"), ablation.Arm(
-        "DM", ablation_arms.BEST | {"network_config": {"widths": [32], "depth": 1}}, sampling={"steps": 2},
-        training={"optimizer": "paper_optimizer", "ema_decay": 0.5, "batch_statistics": True})],
-    ids=["head", "convolution", "diffusion"])
-def test_a_run_from_end_to_end(arm: ablation.Arm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = argparse.Namespace(work=tmp_path, pairs=32, training_sequences=2, steps=2, batch=4, sequences=1,
-                                 split="validation", bfloat16=False)
+@pytest.mark.parametrize(
+    "arm",
+    [
+        ablation_arms.HEAD,
+        ablation.Arm("", ablation_arms.RAW, control="convolution"),
+        ablation.Arm(
+            "DM",
+            ablation_arms.BEST | {"network_config": {"widths": [32], "depth": 1}},
+            sampling={"steps": 2},
+            training={"optimizer": "paper_optimizer", "ema_decay": 0.5, "batch_statistics": True},
+        ),
+    ],
+    ids=["head", "convolution", "diffusion"],
+)
+def test_a_run_from_end_to_end(
+    arm: ablation.Arm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = argparse.Namespace(
+        work=tmp_path,
+        pairs=32,
+        training_sequences=2,
+        steps=2,
+        batch=4,
+        sequences=1,
+        split="validation",
+        bfloat16=False,
+    )
     for kind in ("CALIBRATION_PAIRS", "HELD_OUT_PAIRS"):
         monkeypatch.setattr(ablation, kind, (2, 16))
     ablation.prepare([ablation.BASE, arm], options)
@@ -100,16 +149,24 @@ def test_a_run_from_end_to_end(arm: ablation.Arm, tmp_path: Path, monkeypatch: p
     assert all(0 <= v["SR"] <= 100 for table in found["sequences"].values() for v in table.values())
     fusion = ablation.trained(arm, 0, options).fusion
     trained = dict(fusion.named_parameters())
-    moved = any(not x.equal(fusion.get_buffer(name)) for name, x in handle.fusion.named_buffers() if "running" in name)
+    moved = any(
+        not x.equal(fusion.get_buffer(name))
+        for name, x in handle.fusion.named_buffers()
+        if "running" in name
+    )
     assert moved == ("batch_statistics" in arm.training)
-    changed = {name.split(".")[0] for name, value in before.items() if not value.equal(trained[name])}
+    changed = {
+        name.split(".")[0] for name, value in before.items() if not value.equal(trained[name])
+    }
     assert changed == ({"head"} if arm.control == "head" else {"head", "network", "residual"})
     monkeypatch.setattr(ablation, "trained", None)  # a run that is finished is not run again
     assert ablation.measured(arm, 0, options) == found
 
 
 def test_starts(tmp_path: Path) -> None:
-    """With other numbers, but the same residual path, a fusion starts as near to the host's fused map."""
+    """With other numbers, but the same residual path, a fusion starts as near to the host's fused
+    map.
+    """
     ablation.write_features(tmp_path, TRAIN_SEEDS, 2, 16)
     features = ablation.CachedFeatures(tmp_path)
     batch = next(iter(ablation.DataLoader(features, 16)))
@@ -125,8 +182,14 @@ def test_starts(tmp_path: Path) -> None:
 
 
 def test_twins_are_one_scene(tmp_path: Path) -> None:
-    """Of `Twins` the target is the host's map of the clean scene, and the features are those of the degraded one."""
-    kinds = {"degraded": (None, True), "clean": (None, False), "twins": (ablation.Scenes(0.0), None)}
+    """Of `Twins` the target is the host's map of the clean scene, and the features are those of the
+    degraded one.
+    """
+    kinds = {
+        "degraded": (None, True),
+        "clean": (None, False),
+        "twins": (ablation.Scenes(0.0), None),
+    }
     for name, (degradation, degraded) in kinds.items():
         options = {} if degraded is None else {"degraded": degraded}
         ablation.write_features(tmp_path / name, TRAIN_SEEDS, 2, 8, degradation, **options)
@@ -140,14 +203,25 @@ def test_twins_are_one_scene(tmp_path: Path) -> None:
 def test_undegraded_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ablation, "CALIBRATION_PAIRS", (2, 16))
     monkeypatch.setattr(ablation, "HELD_OUT_PAIRS", (4, 32))
-    monkeypatch.setattr(ablation, "generate_sequence", lambda seed, **k: generate_sequence(seed, frames=5, **k))
-    options = argparse.Namespace(work=tmp_path, pairs=16, training_sequences=2, steps=2, batch=4, sequences=2,
-                                 split="validation", bfloat16=False)
+    monkeypatch.setattr(
+        ablation, "generate_sequence", lambda seed, **k: generate_sequence(seed, frames=5, **k)
+    )
+    options = argparse.Namespace(
+        work=tmp_path,
+        pairs=16,
+        training_sequences=2,
+        steps=2,
+        batch=4,
+        sequences=2,
+        split="validation",
+        bfloat16=False,
+    )
     arms = [ablation.BASE, ablation_arms.replace(ablation.BASE, degraded=False)]
     ablation.prepare(arms, options)
     base, undegraded = (ablation.measured(arm, 0, options) for arm in arms)
     assert base["parameters"] == undegraded["parameters"] == 0
     for setting in ablation.SEVERITY:
         assert undegraded["pairs"][setting]["loss"] < base["pairs"][setting]["loss"]
-        assert {name.removesuffix("_undegraded") for name in undegraded["sequences"][setting]} == set(
-            base["sequences"][setting])
+        assert {
+            name.removesuffix("_undegraded") for name in undegraded["sequences"][setting]
+        } == set(base["sequences"][setting])

@@ -28,11 +28,17 @@ def test_save_and_attach_from_a_folder(tmp_path: Any, case: Case, method: str) -
             parameter.add_(0.1)
     expected = case.run(network)
     handle.save_pretrained(tmp_path / "run")
-    for fusion in (tmp_path / "run", str(tmp_path / "run"), GenerativeFusion.from_pretrained(tmp_path / "run")):
+    for fusion in (
+        tmp_path / "run",
+        str(tmp_path / "run"),
+        GenerativeFusion.from_pretrained(tmp_path / "run"),
+    ):
         other = case.build()
         attach(other, fusion, case.adapter())
         assert torch.equal(case.run(other), expected)
-    GenerativeFusion.from_pretrained(tmp_path / "run").save_pretrained(tmp_path / "again")  # unattached, head kept
+    GenerativeFusion.from_pretrained(tmp_path / "run").save_pretrained(
+        tmp_path / "again"
+    )  # unattached, head kept
     other = case.build()
     attach(other, tmp_path / "again", case.adapter())
     assert torch.equal(case.run(other), expected)
@@ -45,7 +51,9 @@ def test_calibrated_attaching_starts_near_the_host(case: Case) -> None:
     expected = case.run(host)
     attach(far, GenerativeFusion(**case.fusion, residual="conv3x3"), case.adapter())
     frame = [lambda: case.run(near)]
-    handle = attach(near, GenerativeFusion(**case.fusion, residual="conv3x3"), case.adapter(), calibrate=frame)
+    handle = attach(
+        near, GenerativeFusion(**case.fusion, residual="conv3x3"), case.adapter(), calibrate=frame
+    )
     distances = [(case.run(network) - expected).square().mean() for network in (near, far)]
     assert distances[0] < 0.2 * distances[1]
     assert 0 <= handle.calibrate(frame) < 0.5
@@ -122,16 +130,21 @@ def test_a_head_without_parameters_leaves_dtype_and_device_to_the_host() -> None
 
 def test_data_parallel_is_refused() -> None:
     network = CONCAT.build()
-    with pytest.raises(ValueError, match=r"wrapped in DataParallel; .* use DistributedDataParallel"):
+    with pytest.raises(
+        ValueError, match=r"wrapped in DataParallel; .* use DistributedDataParallel"
+    ):
         attach(nn.DataParallel(network), CONCAT.make_fusion(), CONCAT.adapter())
     attach(network, CONCAT.make_fusion(), CONCAT.adapter())
     replica = network._replicate_for_data_parallel()  # what DataParallel runs on two devices
-    with pytest.raises(ValueError, match=r"wrapped in DataParallel; .* use DistributedDataParallel"):
+    with pytest.raises(
+        ValueError, match=r"wrapped in DataParallel; .* use DistributedDataParallel"
+    ):
         CONCAT.run(replica)
 
 
 def test_a_host_that_fuses_in_place() -> None:
     """Training and calibration see the features that inference sees."""
+
     class InPlace(nn.Conv2d):
         def forward(self, maps: torch.Tensor) -> torch.Tensor:
             return super().forward(maps.mul_(0.5))
@@ -140,13 +153,17 @@ def test_a_host_that_fuses_in_place() -> None:
     network.fuse = InPlace(2 * CHANNELS, CHANNELS, 1)
     handle = attach(network, CONCAT.make_fusion(method="raw"), CONCAT.adapter())
     seen: list[list[torch.Tensor]] = []
-    handle.fusion.register_forward_pre_hook(lambda module, features: seen.append([f.clone() for f in features]))
+    handle.fusion.register_forward_pre_hook(
+        lambda module, features: seen.append([f.clone() for f in features])
+    )
     CONCAT.run(network)
     with handle.recorded() as pairs:
         CONCAT.run(network)
     network.train()
     original = handle.fusion.loss
-    handle.fusion.loss = lambda features, fused: seen.append([*features]) or original(features, fused)
+    handle.fusion.loss = lambda features, fused: (
+        seen.append([*features]) or original(features, fused)
+    )
     CONCAT.train(network)
     for features in (pairs[0][0], seen[1]):
         assert all(torch.equal(f, g) for f, g in zip(seen[0], features, strict=True))
@@ -156,20 +173,28 @@ def test_trainable_parameters(capsys: pytest.CaptureFixture[str]) -> None:
     network = CONCAT.build()
     handle = attach(network, CONCAT.make_fusion(method="cgan"), CONCAT.adapter())
     trainable = sum(p.numel() for p in handle.parameters())
-    assert trainable == sum(p.numel() for module in (handle.fusion.network, handle.fusion.residual, handle.head)
-                            for p in module.parameters())
+    assert trainable == sum(
+        p.numel()
+        for module in (handle.fusion.network, handle.fusion.residual, handle.head)
+        for p in module.parameters()
+    )
     handle.print_trainable_parameters()
     assert capsys.readouterr().out.startswith(f"trainable params: {trainable:,} || all params: ")
     assert handle.head is not network.box_head and network.box_head.feat_sz == 8
 
 
 def test_mixed_dtypes_and_strides() -> None:
-    """A half-precision stream beside a float one, channels-last: the head gets one dtype, contiguous."""
+    """A half-precision stream beside a float one, channels-last: the head gets one dtype,
+    contiguous.
+    """
     network = CONCAT.build()
     handle = attach(network, CONCAT.make_fusion(), CONCAT.adapter())
     plugin = network.gmmt_fusion
     _, search = images()
-    maps = [network.rgb(search[:, :3]).bfloat16(), network.tir(search[:, 3:]).to(memory_format=torch.channels_last)]
+    maps = [
+        network.rgb(search[:, :3]).bfloat16(),
+        network.tir(search[:, 3:]).to(memory_format=torch.channels_last),
+    ]
     fused = plugin.fuse(maps, lambda: pytest.fail("the host's fusion is not needed"))
     assert fused.dtype == torch.float32 and fused.is_contiguous()
     assert handle.head(fused).isfinite().all()
@@ -193,29 +218,94 @@ def aliased() -> nn.Module:
     return network
 
 
-@pytest.mark.parametrize(("build", "fusion", "adapter", "error", "message"), [
-    (CONCAT.build, CONCAT.make_fusion, lambda: ModuleAdapter("fusion", "box_head"), ValueError,
-     r"no submodule 'fusion' \(it has rgb, tir, fuse, box_head"),
-    (CONCAT.build, CONCAT.make_fusion, lambda: ModuleAdapter("fuse", "heads.3"), ValueError, "no submodule 'heads.3'"),
-    (CONCAT.build, CONCAT.make_fusion, lambda: ModuleAdapter, TypeError, "expected 'auto' or an Adapter"),
-    (CONCAT.build, CONCAT.make_fusion, lambda: "tbsi", TypeError, "adapter='tbsi'"),
-    (CONCAT.build, CONCAT.make_fusion, lambda: "auto", ValueError, "no fusion point was found; looked for"),
-    (NoHead, CONCAT.make_fusion, CONCAT.adapter, ValueError, "no submodule 'box_head'"),
-    (closed, CONCAT.make_fusion, CONCAT.adapter, ValueError, "forward of its own on the instance"),
-    (CONCAT.build, CONCAT.make_fusion, lambda: ModuleAdapter("box_head.0", "box_head"), ValueError,
-     "lies inside the head 'box_head'"),
-    (aliased, CONCAT.make_fusion, lambda: ModuleAdapter("alias", "box_head"), ValueError,
-     "'box_head', 'alias' are one module"),
-    (lambda: nn.Sequential(CONCAT.build()), CONCAT.make_fusion, lambda: ModuleAdapter("0.fuse", "0.box_head"),
-     ValueError, "Sequential cannot hold the plugin"),
-    (lambda: nn.DataParallel(CONCAT.build()), CONCAT.make_fusion, CONCAT.adapter, ValueError,
-     "wrapped in DataParallel"),
-    (CONCAT.build, lambda: "no/such/folder", CONCAT.adapter, OSError, "missing"),
-], ids=["no fusion", "no head", "class", "name", "unknown host", "other host", "closure",
-        "inside the head", "one module", "sequential", "wrapped",
-        "no folder"])
-def test_bad_attaching_leaves_the_host_as_it_was(build: Any, fusion: Any, adapter: Any, error: Any,
-                                                 message: str) -> None:
+@pytest.mark.parametrize(
+    ("build", "fusion", "adapter", "error", "message"),
+    [
+        (
+            CONCAT.build,
+            CONCAT.make_fusion,
+            lambda: ModuleAdapter("fusion", "box_head"),
+            ValueError,
+            r"no submodule 'fusion' \(it has rgb, tir, fuse, box_head",
+        ),
+        (
+            CONCAT.build,
+            CONCAT.make_fusion,
+            lambda: ModuleAdapter("fuse", "heads.3"),
+            ValueError,
+            "no submodule 'heads.3'",
+        ),
+        (
+            CONCAT.build,
+            CONCAT.make_fusion,
+            lambda: ModuleAdapter,
+            TypeError,
+            "expected 'auto' or an Adapter",
+        ),
+        (CONCAT.build, CONCAT.make_fusion, lambda: "tbsi", TypeError, "adapter='tbsi'"),
+        (
+            CONCAT.build,
+            CONCAT.make_fusion,
+            lambda: "auto",
+            ValueError,
+            "no fusion point was found; looked for",
+        ),
+        (NoHead, CONCAT.make_fusion, CONCAT.adapter, ValueError, "no submodule 'box_head'"),
+        (
+            closed,
+            CONCAT.make_fusion,
+            CONCAT.adapter,
+            ValueError,
+            "forward of its own on the instance",
+        ),
+        (
+            CONCAT.build,
+            CONCAT.make_fusion,
+            lambda: ModuleAdapter("box_head.0", "box_head"),
+            ValueError,
+            "lies inside the head 'box_head'",
+        ),
+        (
+            aliased,
+            CONCAT.make_fusion,
+            lambda: ModuleAdapter("alias", "box_head"),
+            ValueError,
+            "'box_head', 'alias' are one module",
+        ),
+        (
+            lambda: nn.Sequential(CONCAT.build()),
+            CONCAT.make_fusion,
+            lambda: ModuleAdapter("0.fuse", "0.box_head"),
+            ValueError,
+            "Sequential cannot hold the plugin",
+        ),
+        (
+            lambda: nn.DataParallel(CONCAT.build()),
+            CONCAT.make_fusion,
+            CONCAT.adapter,
+            ValueError,
+            "wrapped in DataParallel",
+        ),
+        (CONCAT.build, lambda: "no/such/folder", CONCAT.adapter, OSError, "missing"),
+    ],
+    ids=[
+        "no fusion",
+        "no head",
+        "class",
+        "name",
+        "unknown host",
+        "other host",
+        "closure",
+        "inside the head",
+        "one module",
+        "sequential",
+        "wrapped",
+        "no folder",
+    ],
+)
+def test_bad_attaching_leaves_the_host_as_it_was(
+    build: Any, fusion: Any, adapter: Any, error: Any, message: str
+) -> None:
     network = build()
     before = anatomy(network)
     with pytest.raises(error, match=message):
@@ -234,21 +324,29 @@ def test_wrong_channels_are_named_and_detach_restores() -> None:
     network = CONCAT.build()
     expected = CONCAT.run(network)
     handle = attach(network, CONCAT.make_fusion(channels=4), CONCAT.adapter())
-    with pytest.raises(ValueError, match=r"features\[0\] has shape \(2, 8, 8, 8\); expected \(B, 4, H, W\)"):
+    with pytest.raises(
+        ValueError, match=r"features\[0\] has shape \(2, 8, 8, 8\); expected \(B, 4, H, W\)"
+    ):
         CONCAT.run(network)
     handle.detach()
     assert torch.equal(CONCAT.run(network), expected)
 
-    class Wide(type(CONCAT.adapter())):  # an adapter that knows its host's channels refuses before any forward
+    class Wide(
+        type(CONCAT.adapter())
+    ):  # an adapter that knows its host's channels refuses before any forward
         def channels(self, network: nn.Module) -> int:
             return 16
 
-    with pytest.raises(ValueError, match="channels=8; this ConcatTracker fuses maps of 16 channels"):
+    with pytest.raises(
+        ValueError, match="channels=8; this ConcatTracker fuses maps of 16 channels"
+    ):
         attach(network, CONCAT.make_fusion(), Wide("fuse", "box_head"))
 
 
 def test_a_head_of_another_host_is_refused(tmp_path: Any) -> None:
-    attach(CASES[1].build(), CASES[1].make_fusion(modalities=2), CASES[1].adapter()).save_pretrained(tmp_path)
+    attach(
+        CASES[1].build(), CASES[1].make_fusion(modalities=2), CASES[1].adapter()
+    ).save_pretrained(tmp_path)
     network = CONCAT.build()
     with pytest.raises(OSError, match="head saved with the fusion does not fit BoxHead"):
         attach(network, tmp_path, CONCAT.adapter())
@@ -265,7 +363,9 @@ def test_loading_host_weights_after_attaching_is_explained() -> None:
     network.load_state_dict(CONCAT.build().state_dict())
 
 
-def test_a_checkpoint_of_the_hosts_own_trainer_loads_into_an_attached_network(tmp_path: Any) -> None:
+def test_a_checkpoint_of_the_hosts_own_trainer_loads_into_an_attached_network(
+    tmp_path: Any,
+) -> None:
     network = CONCAT.build()
     attach(network, CONCAT.make_fusion(), CONCAT.adapter())
     expected = CONCAT.run(network)
@@ -275,8 +375,11 @@ def test_a_checkpoint_of_the_hosts_own_trainer_loads_into_an_attached_network(tm
     assert torch.equal(CONCAT.run(other.network), expected)
 
 
-@pytest.mark.parametrize("batches", [[], [[torch.rand(1, 6, 4, 4), torch.rand(1, 6, 8, 8) * torch.nan]], [object()]],
-                         ids=["none", "nan", "wrong type"])
+@pytest.mark.parametrize(
+    "batches",
+    [[], [[torch.rand(1, 6, 4, 4), torch.rand(1, 6, 8, 8) * torch.nan]], [object()]],
+    ids=["none", "nan", "wrong type"],
+)
 def test_failed_calibration_leaves_the_host_as_it_was(batches: Any) -> None:
     network = CONCAT.build()
     before = anatomy(network)
@@ -342,7 +445,12 @@ def test_a_failed_attaching_leaves_the_fusion_as_it_was() -> None:
 def test_calibration_that_meets_no_map_says_so() -> None:
     network = CONCAT.build()
     with pytest.raises(ValueError, match="ran 1 batches, and none of its maps"):
-        attach(network, CONCAT.make_fusion(), ModuleAdapter("fuse", "box_head", size=31), calibrate=[images()])
+        attach(
+            network,
+            CONCAT.make_fusion(),
+            ModuleAdapter("fuse", "box_head", size=31),
+            calibrate=[images()],
+        )
     assert not hasattr(network, "gmmt_fusion")
 
 

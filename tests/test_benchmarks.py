@@ -70,8 +70,20 @@ def test_bad_files_are_named_with_their_line(tmp_path, text, options, message):
 @pytest.mark.parametrize(
     ("benchmark", "files", "modalities"),
     [
-        ("gtot", {"a/groundTruth_v.txt": [10, 20, 13, 24], "a/groundTruth_i.txt": [11, 20, 13, 24]}, 2),
-        ("rgbt234", {"a/visible.txt": [10, 20, 3, 4], "a/infrared.txt": [11, 20, 2, 4], "a/init.txt": [0] * 4}, 2),
+        (
+            "gtot",
+            {"a/groundTruth_v.txt": [10, 20, 13, 24], "a/groundTruth_i.txt": [11, 20, 13, 24]},
+            2,
+        ),
+        (
+            "rgbt234",
+            {
+                "a/visible.txt": [10, 20, 3, 4],
+                "a/infrared.txt": [11, 20, 2, 4],
+                "a/init.txt": [0] * 4,
+            },
+            2,
+        ),
         ("lasher", {"a.txt": [10, 20, 3, 4]}, 1),
         ("lasher", {"a/init.txt": [10, 20, 3, 4], "a/visible.txt": [0] * 4}, 1),
         ("lasher", {"a/visible.txt": [10, 20, 3, 4], "notes/readme.md": [0]}, 1),
@@ -102,14 +114,21 @@ def test_result_files_may_share_a_prefix(tmp_path, names):
 def test_vot_results(tmp_path, kind):
     boxes, confidences = [NAN, [1, 2, 3, 4]], [0.0, 0.75]
     if kind == "column":
-        write(tmp_path / "a.txt", [[*box, score] for box, score in zip(boxes, confidences, strict=True)])
+        write(
+            tmp_path / "a.txt",
+            [[*box, score] for box, score in zip(boxes, confidences, strict=True)],
+        )
     else:
         folder = write(tmp_path / "a" / "a_001_time.value", [0.1])
         (folder / "a_001_confidence.value").write_text("\n0.75\n")
         (folder / "a_001.txt").write_text("1\n1,2,3,4\n")
     if kind == "bin":
         (tmp_path / "a/a_001.txt").unlink()
-        data = struct.pack("<hI", 1, 2) + struct.pack("<BI", 0, 1) + struct.pack("<Bffff", 1, 1, 2, 3, 4)
+        data = (
+            struct.pack("<hI", 1, 2)
+            + struct.pack("<BI", 0, 1)
+            + struct.pack("<Bffff", 1, 1, 2, 3, 4)
+        )
         (tmp_path / "a/a_001.bin").write_bytes(data)
     read, scores = benchmarks.read_results(tmp_path, "vot-lt", ["a"])
     np.testing.assert_array_equal(read["a"], boxes)
@@ -124,9 +143,21 @@ def test_vot_results(tmp_path, kind):
     ("file", "text", "message"),
     [
         ("a/a_001_confidence.value", b"0.5\n", r"a_001_confidence\.value has 1 lines; expected 2"),
-        ("a/a_001_confidence.value", b"\nhigh\n", r"a_001_confidence\.value, line 2: 'high' is not a number"),
-        ("a/a_001_confidence.value", b"\xff\xfe\x81", r"a_001_confidence\.value is not a text file"),
-        ("a/sequence", b"width=wide\nheight=4", r"a/sequence: width and height are \['wide', '4'\]; expected whole"),
+        (
+            "a/a_001_confidence.value",
+            b"\nhigh\n",
+            r"a_001_confidence\.value, line 2: 'high' is not a number",
+        ),
+        (
+            "a/a_001_confidence.value",
+            b"\xff\xfe\x81",
+            r"a_001_confidence\.value is not a text file",
+        ),
+        (
+            "a/sequence",
+            b"width=wide\nheight=4",
+            r"a/sequence: width and height are \['wide', '4'\]; expected whole",
+        ),
     ],
 )
 def test_bad_vot_files_are_named(tmp_path, file, text, message):
@@ -141,7 +172,14 @@ def test_bad_vot_files_are_named(tmp_path, file, text, message):
     ("files", "path"),
     [
         ({"flags/a.txt": "1,0", "flags/b.txt": "1,1", "Attributes_order.txt": "LI, TC"}, "flags"),
-        ({"flags/LI.txt": "1\n1\n", "flags/TC.txt": "0\n1\n", "flags/SequencesName.txt": "a\nb\n"}, "flags"),
+        (
+            {
+                "flags/LI.txt": "1\n1\n",
+                "flags/TC.txt": "0\n1\n",
+                "flags/SequencesName.txt": "a\nb\n",
+            },
+            "flags",
+        ),
         ({"table.txt": "a\t\t0 0 0 1 0 0 0 0\n\nb 0 0 0 1 0 1 0 0\n"}, "table.txt"),
     ],
 )
@@ -170,7 +208,9 @@ def command(folder, *trackers, extra=()):
     results = [str(folder / tracker) for tracker in trackers]
     output = ["--out", str(folder / "out")]
     truth = ["--truth", str(folder / "truth")]
-    return main(["evaluate", "--benchmark", "lasher", *truth, "--results", *results, *output, *extra])
+    return main(
+        ["evaluate", "--benchmark", "lasher", *truth, "--results", *results, *output, *extra]
+    )
 
 
 @pytest.mark.parametrize("plots", [True, False])
@@ -184,12 +224,20 @@ def test_command_prints_a_table_and_writes_curves(lasher_folders, capsys, monkey
     (lasher_folders / "flags" / "Attributes_order.txt").write_text("LI, TC")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert command(lasher_folders, "one", "two", extra=["--attributes", str(lasher_folders / "flags")]) == 0
+        assert (
+            command(
+                lasher_folders, "one", "two", extra=["--attributes", str(lasher_folders / "flags")]
+            )
+            == 0
+        )
     out, err = capsys.readouterr()
     rows = [line.split() for line in out.splitlines()]
     assert ["tracker", "PR", "NPR", "SR"] in rows and ["one", "100.0", "100.0", "95.2"] in rows
     assert ["two", "66.7", "66.7", "63.5"] in rows and ["LI", "66.7", "66.7", "63.5"] in rows
-    assert err.startswith("note: two: 2 of 2 results outrun the ground truth") and len(err.splitlines()) == 1
+    assert (
+        err.startswith("note: two: 2 of 2 results outrun the ground truth")
+        and len(err.splitlines()) == 1
+    )
     written = json.loads((lasher_folders / "out/lasher.json").read_text())
     assert written["two"]["numbers"]["PR"] == pytest.approx(200 / 3)
     assert written["two"]["attribute_curves"]["LI"]["SR"]["values"][0] == pytest.approx(200 / 3)
@@ -209,13 +257,31 @@ def test_command_keeps_folders_of_one_name_apart(lasher_folders, capsys):
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda f: (f / "one/b.txt").unlink(), ["one", "lacks the results of 1 of 2 sequences", "'b'"]),
-        (lambda f: (f / "one/b.txt").write_text("1,2,3,4\n1,2,3\n"), ["b.txt", "line 2", "3 columns"]),
-        (lambda f: (f / "one/b.txt").write_text("1,2,3,4\n1,nan,3,4\n"), ["b.txt", "line 2", "nan"]),
-        (lambda f: (f / "one/b.txt").write_text("1,2,3,4\n"), ["one", "'b'", "1 boxes for 3 frames"]),
-        (lambda f: (f / "one/b.txt").write_bytes(b"\xff\xfe\x00\x81"), ["b.txt", "not a text file"]),
+        (
+            lambda f: (f / "one/b.txt").unlink(),
+            ["one", "lacks the results of 1 of 2 sequences", "'b'"],
+        ),
+        (
+            lambda f: (f / "one/b.txt").write_text("1,2,3,4\n1,2,3\n"),
+            ["b.txt", "line 2", "3 columns"],
+        ),
+        (
+            lambda f: (f / "one/b.txt").write_text("1,2,3,4\n1,nan,3,4\n"),
+            ["b.txt", "line 2", "nan"],
+        ),
+        (
+            lambda f: (f / "one/b.txt").write_text("1,2,3,4\n"),
+            ["one", "'b'", "1 boxes for 3 frames"],
+        ),
+        (
+            lambda f: (f / "one/b.txt").write_bytes(b"\xff\xfe\x00\x81"),
+            ["b.txt", "not a text file"],
+        ),
         (lambda f: [path.unlink() for path in (f / "one").iterdir()], ["one", "has no result"]),
-        (lambda f: [path.unlink() for path in (f / "truth").iterdir()], ["truth", "has no lasher ground truth"]),
+        (
+            lambda f: [path.unlink() for path in (f / "truth").iterdir()],
+            ["truth", "has no lasher ground truth"],
+        ),
         (lambda f: (f / "one").rename(f / "gone"), ["one", "is not a folder"]),
         (lambda f: (f / "truth").rename(f / "gone"), ["truth", "is not a folder"]),
     ],

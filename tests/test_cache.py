@@ -1,4 +1,6 @@
-"""Features computed once: the same training without the host, and a cache that is never mistaken for another."""
+"""Features computed once: the same training without the host, and a cache that is never mistaken
+for another.
+"""
 
 import json
 import shutil
@@ -23,10 +25,19 @@ each_host = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 QUIET = {"progress": False}
 
 
-def cached(case: Case, folder: Path, attachment: Any = None, loader: Any = None, **options: Any) -> CachedFeatures:
-    defaults = {"forward": lambda network, _: case.train(network), "targets": lambda batch: {"label": batch["label"]}}
-    return cache_features(attachment or attached(case), labels() if loader is None else loader, folder,
-                          **{**QUIET, **defaults, **options})
+def cached(
+    case: Case, folder: Path, attachment: Any = None, loader: Any = None, **options: Any
+) -> CachedFeatures:
+    defaults = {
+        "forward": lambda network, _: case.train(network),
+        "targets": lambda batch: {"label": batch["label"]},
+    }
+    return cache_features(
+        attachment or attached(case),
+        labels() if loader is None else loader,
+        folder,
+        **{**QUIET, **defaults, **options},
+    )
 
 
 @each_host
@@ -40,8 +51,14 @@ def test_training_from_the_cache_is_training_through_the_host(case: Case, tmp_pa
     from_cache.network.register_forward_pre_hook(lambda *_: calls.append(1))
     fine_tune(from_cache, DataLoader(cache, 2), Loss(case), tmp_path / "from cache", **options)
     after = weights(through)
-    torch.testing.assert_close(after, weights(from_cache), rtol=1e-4, atol=1e-5)  # sums of other memory formats
-    assert any((after[name] - before[name]).abs().max() > 1e-3 for name in before if before[name].is_floating_point())
+    torch.testing.assert_close(
+        after, weights(from_cache), rtol=1e-4, atol=1e-5
+    )  # sums of other memory formats
+    assert any(
+        (after[name] - before[name]).abs().max() > 1e-3
+        for name in before
+        if before[name].is_floating_point()
+    )
     assert not calls  # the host was not needed
     assert len(cache) == 8 and len(list((tmp_path / "cache").glob("shard-*"))) == 2
 
@@ -57,19 +74,32 @@ class Images(Dataset):
         return {"template": torch.zeros(6, 4, 4), "search": search, "label": torch.tensor(index)}
 
 
-def image_cache(folder: Path, network: nn.Module | None = None, workers: int = 0, **options: Any) -> CachedFeatures:
+def image_cache(
+    folder: Path, network: nn.Module | None = None, workers: int = 0, **options: Any
+) -> CachedFeatures:
     handle = attach(network or CONCAT.build(), CONCAT.make_fusion(), CONCAT.adapter())
-    return cache_features(handle, DataLoader(Images(), 2, num_workers=workers), folder, shard_size=2,
-                          forward=lambda network, batch: network(batch["template"], batch["search"]),
-                          targets=lambda batch: {"label": batch["label"]}, **{**QUIET, **options})
+    return cache_features(
+        handle,
+        DataLoader(Images(), 2, num_workers=workers),
+        folder,
+        shard_size=2,
+        forward=lambda network, batch: network(batch["template"], batch["search"]),
+        targets=lambda batch: {"label": batch["label"]},
+        **{**QUIET, **options},
+    )
 
 
 def test_passes_differ_and_do_not_depend_on_workers(tmp_path: Path) -> None:
     state = torch.get_rng_state()
-    one, other = image_cache(tmp_path / "one", passes=2), image_cache(tmp_path / "other", passes=2, workers=2)
+    one, other = (
+        image_cache(tmp_path / "one", passes=2),
+        image_cache(tmp_path / "other", passes=2, workers=2),
+    )
     assert torch.equal(torch.get_rng_state(), state)
     assert len(one) == 12 and [int(one[i]["label"]) for i in range(12)] == 2 * list(range(6))
-    assert not torch.equal(one[0]["fused"], one[6]["fused"])  # another augmentation of the same sample
+    assert not torch.equal(
+        one[0]["fused"], one[6]["fused"]
+    )  # another augmentation of the same sample
     for i in range(12):
         assert_same(one[i], other[i])
     one.verify()
@@ -81,7 +111,9 @@ def test_dtype_on_disk(tmp_path: Path) -> None:
     torch.testing.assert_close(half[3]["fused"].float(), full[3]["fused"], rtol=1e-3, atol=1e-3)
     assert half.bytes_per_sample < 0.7 * full.bytes_per_sample
     network = half.network(attach(CONCAT.build(), CONCAT.make_fusion(), CONCAT.adapter())).train()
-    assert network(next(iter(DataLoader(half, 2)))).dtype == torch.float32  # the head gets what the host gave it
+    assert (
+        network(next(iter(DataLoader(half, 2)))).dtype == torch.float32
+    )  # the head gets what the host gave it
 
 
 def test_an_interrupted_cache_goes_on(tmp_path: Path, monkeypatch: Any) -> None:
@@ -95,12 +127,15 @@ def test_an_interrupted_cache_goes_on(tmp_path: Path, monkeypatch: Any) -> None:
             if len(seen) > limit:
                 raise KeyboardInterrupt
             return plain(self, index)
+
         return get
 
     monkeypatch.setattr(Images, "__getitem__", until(9))
     with pytest.raises(KeyboardInterrupt):
         image_cache(tmp_path / "parts", passes=2)
-    with pytest.raises(ValueError, match=r"not complete \(4 of 6 batches\); call cache_features again"):
+    with pytest.raises(
+        ValueError, match=r"not complete \(4 of 6 batches\); call cache_features again"
+    ):
         CachedFeatures(tmp_path / "parts")
     seen.clear()
     monkeypatch.setattr(Images, "__getitem__", until(100))
@@ -121,7 +156,11 @@ def test_several_levels(tmp_path: Path) -> None:
         def forward(self, template: Tensor, search: Tensor) -> dict[str, Tensor]:
             maps = torch.cat([self.rgb(search[:, :3]), self.tir(search[:, 3:])], dim=1)
             own = template.mean((-1, -2))
-            return {"scores": self.box_head([own, own + 1], list(self.fuse(maps).split(4, dim=1)), gain=2)}
+            return {
+                "scores": self.box_head(
+                    [own, own + 1], list(self.fuse(maps).split(4, dim=1)), gain=2
+                )
+            }
 
     class LevelsHead(BoxHead):
         def forward(self, own: list[Tensor], levels: list[Tensor], gain: int) -> Tensor:
@@ -155,11 +194,18 @@ def spoil(folder: Path, how: str) -> None:
         shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize(("how", "message"), [
-    ("cut off", r"shard-00001.safetensors has \d+ bytes; expected \d+ bytes. Delete the folder"),
-    ("missing", "shard-00001.safetensors is missing; expected"),
-    ("manifest", "is not the manifest of a cache"),
-    ("folder", "manifest.json is missing; expected a folder written by cache_features")])
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        (
+            "cut off",
+            r"shard-00001.safetensors has \d+ bytes; expected \d+ bytes. Delete the folder",
+        ),
+        ("missing", "shard-00001.safetensors is missing; expected"),
+        ("manifest", "is not the manifest of a cache"),
+        ("folder", "manifest.json is missing; expected a folder written by cache_features"),
+    ],
+)
 def test_a_damaged_cache_is_refused(tmp_path: Path, how: str, message: str) -> None:
     image_cache(tmp_path / "cache")
     spoil(tmp_path / "cache", how)
@@ -183,11 +229,19 @@ def other_weights(case: Case) -> Any:
     return handle
 
 
-@pytest.mark.parametrize(("other", "message"), [
-    (lambda: other_weights(CONCAT), r"host_weights is \w+ there and \w+ here"),
-    (lambda: attached(CASES[3]), "host is 'ConcatTracker' there and 'SumTracker' here"),
-    (lambda: attach(CONCAT.build(), CONCAT.make_fusion(), ModuleAdapter("fuse", "box_head", size=8)),
-     r"adapter.fuse.options.size is None there and \[8, 8\] here")])
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (lambda: other_weights(CONCAT), r"host_weights is \w+ there and \w+ here"),
+        (lambda: attached(CASES[3]), "host is 'ConcatTracker' there and 'SumTracker' here"),
+        (
+            lambda: attach(
+                CONCAT.build(), CONCAT.make_fusion(), ModuleAdapter("fuse", "box_head", size=8)
+            ),
+            r"adapter.fuse.options.size is None there and \[8, 8\] here",
+        ),
+    ],
+)
 def test_the_cache_of_another_host_is_refused(tmp_path: Path, other: Any, message: str) -> None:
     cache, handle = cached(CONCAT, tmp_path / "cache"), other()
     before = weights(handle)
@@ -202,18 +256,34 @@ def test_the_cache_of_another_host_is_refused(tmp_path: Path, other: Any, messag
 def test_a_cache_serves_another_method(tmp_path: Path) -> None:
     cache = cached(CONCAT, tmp_path / "cache")
     for method in ("cgan", "raw"):
-        fine_tune(attached(CONCAT, method=method), DataLoader(cache, 2), Loss(CONCAT), tmp_path / method, epochs=1,
-                  **QUIET)
+        fine_tune(
+            attached(CONCAT, method=method),
+            DataLoader(cache, 2),
+            Loss(CONCAT),
+            tmp_path / method,
+            epochs=1,
+            **QUIET,
+        )
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"dtype": "int8"}, "dtype='int8' is unknown; expected one of"),
-    ({"passes": 0}, "passes=0 is out of range"),
-    ({"loader": labels(0)}, "the loader is empty"),
-    ({"targets": lambda batch: {"fused": batch["label"]}}, "target 'fused' is .*; expected another name"),
-    ({"targets": lambda batch: {"label": 3}}, r"target 'label' is 3; expected a tensor \(2, …\)"),
-    ({"forward": lambda network, batch: None}, "fused 0 maps and called the head 0 times"),
-    ({"seed": 1}, "holds another cache: seed is 0 there and 1 here")])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": "int8"}, "dtype='int8' is unknown; expected one of"),
+        ({"passes": 0}, "passes=0 is out of range"),
+        ({"loader": labels(0)}, "the loader is empty"),
+        (
+            {"targets": lambda batch: {"fused": batch["label"]}},
+            "target 'fused' is .*; expected another name",
+        ),
+        (
+            {"targets": lambda batch: {"label": 3}},
+            r"target 'label' is 3; expected a tensor \(2, …\)",
+        ),
+        ({"forward": lambda network, batch: None}, "fused 0 maps and called the head 0 times"),
+        ({"seed": 1}, "holds another cache: seed is 0 there and 1 here"),
+    ],
+)
 def test_bad_arguments(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     if "seed" in options:
         cached(CONCAT, tmp_path)
@@ -244,4 +314,6 @@ def test_the_manifest_says_what_it_is(tmp_path: Path) -> None:
     cached(CONCAT, tmp_path, handle)
     assert not handle.network.training and not handle._plugin.training
     manifest = json.loads((tmp_path / "manifest.json").read_text())
-    assert manifest["source"]["host"] == "ConcatTracker" and len(manifest["shards"][0]["sha256"]) == 64
+    assert (
+        manifest["source"]["host"] == "ConcatTracker" and len(manifest["shards"][0]["sha256"]) == 64
+    )

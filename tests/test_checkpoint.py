@@ -14,13 +14,19 @@ from gmmt_fusion import GenerativeFusion
 
 @pytest.mark.parametrize(("method", "network"), COMBINATIONS)
 def test_save_and_load_is_bit_identical(tmp_path: Any, method: str, network: str) -> None:
-    fusion, features = build(**NETWORKS[network], method=method, size=(8, 6), steps=1), maps(2, (1, 8, 8, 6))
+    fusion, features = (
+        build(**NETWORKS[network], method=method, size=(8, 6), steps=1),
+        maps(2, (1, 8, 8, 6)),
+    )
     fusion.calibrate([(features, features[0])])
     nn.init.normal_(fusion.network.last_layer.weight)
     fusion.save_pretrained(tmp_path / "fusion")
     loaded = GenerativeFusion.from_pretrained(str(tmp_path / "fusion"))
     assert torch.equal(loaded.eval()(*features), fusion(*features)) and loaded.size == fusion.size
-    assert sorted(p.name for p in (tmp_path / "fusion").iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "fusion").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+    ]
     assert json.loads((tmp_path / "fusion/config.json").read_text())["_version"]
 
 
@@ -51,22 +57,43 @@ def test_saving_is_atomic(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def edit(folder: Any, **changes: Any) -> None:
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({k: v for k, v in {**config, **changes}.items() if v is not None}))
+    (folder / "config.json").write_text(
+        json.dumps({k: v for k, v in {**config, **changes}.items() if v is not None})
+    )
 
 
-@pytest.mark.parametrize(("damage", "message"), [
-    (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-50]), "cut off"),
-    (lambda f: (f / "model.safetensors").write_bytes(b"hello"), "cut off or not safetensors"),
-    (lambda f: (f / "model.safetensors").unlink(), "model.safetensors is missing"),
-    (lambda f: (f / "config.json").unlink(), "config.json is missing"),
-    (lambda f: (f / "config.json").write_text("{"), "not JSON"),
-    (lambda f: edit(f, _class_name="UNet2DModel"), "not the config of a GenerativeFusion"),
-    (lambda f: edit(f, channels=4), "does not fit GenerativeFusion"),
-    (lambda f: edit(f, residual="first"), "unknown residual.weight"),
-    (lambda f: edit(f, channels=None), "'channels'"),
-    (lambda f: edit(f, network="mamba"), "network='mamba' is unknown"),
-], ids=["truncated", "foreign", "no weights", "no config", "broken json", "other class", "other channels",
-        "other residual", "no channels", "other network"])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            lambda f: (f / "model.safetensors").write_bytes(
+                (f / "model.safetensors").read_bytes()[:-50]
+            ),
+            "cut off",
+        ),
+        (lambda f: (f / "model.safetensors").write_bytes(b"hello"), "cut off or not safetensors"),
+        (lambda f: (f / "model.safetensors").unlink(), "model.safetensors is missing"),
+        (lambda f: (f / "config.json").unlink(), "config.json is missing"),
+        (lambda f: (f / "config.json").write_text("{"), "not JSON"),
+        (lambda f: edit(f, _class_name="UNet2DModel"), "not the config of a GenerativeFusion"),
+        (lambda f: edit(f, channels=4), "does not fit GenerativeFusion"),
+        (lambda f: edit(f, residual="first"), "unknown residual.weight"),
+        (lambda f: edit(f, channels=None), "'channels'"),
+        (lambda f: edit(f, network="mamba"), "network='mamba' is unknown"),
+    ],
+    ids=[
+        "truncated",
+        "foreign",
+        "no weights",
+        "no config",
+        "broken json",
+        "other class",
+        "other channels",
+        "other residual",
+        "no channels",
+        "other network",
+    ],
+)
 def test_bad_checkpoints(tmp_path: Any, damage: Any, message: str) -> None:
     build().save_pretrained(tmp_path)
     damage(tmp_path)

@@ -20,7 +20,9 @@ WITH_PICTURES = [case for case in CASES if case.fusion.get("modalities", 2) == 2
 
 
 def attached(case: Case) -> Attachment:
-    handle = attach(case.build(), case.make_fusion(method="raw"), case.adapter())  # whose loss has no noise in it
+    handle = attach(
+        case.build(), case.make_fusion(method="raw"), case.adapter()
+    )  # whose loss has no noise in it
     handle.network.train()
     return handle
 
@@ -60,12 +62,19 @@ def test_inference_and_random_numbers_are_untouched(case: Case) -> None:
     case.train(handle.network)
     assert torch.equal(torch.get_rng_state(), state)
     for copied in (copy.deepcopy(handle.network), pickle.loads(pickle.dumps(handle.network))):
-        assert repr(Attachment.of(copied).degradation) == repr(Degradation()) != repr(Degradation(0.5, ["dark"]))
+        assert (
+            repr(Attachment.of(copied).degradation)
+            == repr(Degradation())
+            != repr(Degradation(0.5, ["dark"]))
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float16])
 def test_one_modality_of_a_sample_is_degraded_within_its_range(dtype: torch.dtype) -> None:
-    pictures = [(255 * torch.rand(16, 3, 12, 12, generator=torch.Generator().manual_seed(i))).to(dtype) for i in (0, 1)]
+    pictures = [
+        (255 * torch.rand(16, 3, 12, 12, generator=torch.Generator().manual_seed(i))).to(dtype)
+        for i in (0, 1)
+    ]
 
     def corrupt(probability: float) -> list[torch.Tensor]:
         return Degradation(probability).corrupt(pictures, torch.Generator().manual_seed(3))
@@ -73,16 +82,28 @@ def test_one_modality_of_a_sample_is_degraded_within_its_range(dtype: torch.dtyp
     assert all(torch.equal(x, y) for x, y in zip(corrupt(0.0), pictures, strict=True))
     assert all(torch.equal(x, y) for x, y in zip(corrupt(1.0), corrupt(1.0), strict=True))
     degraded = corrupt(1.0)
-    differ = torch.stack([(x != y).flatten(1).any(1) for x, y in zip(degraded, pictures, strict=True)])
+    differ = torch.stack(
+        [(x != y).flatten(1).any(1) for x, y in zip(degraded, pictures, strict=True)]
+    )
     assert (differ.sum(0) == 1).all() and differ.any(1).all()
     for x, y in zip(degraded, pictures, strict=True):
         assert x.dtype == dtype and x.amin() >= y.amin() and x.amax() <= y.amax()
-    assert 0 < torch.stack([(x != y).flatten(1).any(1) for x, y in zip(corrupt(0.5), pictures, strict=True)]).sum() < 16
+    assert (
+        0
+        < torch.stack(
+            [(x != y).flatten(1).any(1) for x, y in zip(corrupt(0.5), pictures, strict=True)]
+        ).sum()
+        < 16
+    )
 
 
-@pytest.mark.parametrize(("kinds", "contrast"), [(("missing",), (0.0, 0.1)), (["noisy", "blurred"], (0.1, 2.0))])
+@pytest.mark.parametrize(
+    ("kinds", "contrast"), [(("missing",), (0.0, 0.1)), (["noisy", "blurred"], (0.1, 2.0))]
+)
 def test_kinds(kinds: Sequence[str], contrast: tuple[float, float]) -> None:
-    pictures = [torch.rand(16, 3, 12, 12, generator=torch.Generator().manual_seed(i)) for i in (0, 1)]
+    pictures = [
+        torch.rand(16, 3, 12, 12, generator=torch.Generator().manual_seed(i)) for i in (0, 1)
+    ]
     degraded = Degradation(1.0, kinds).corrupt(pictures, torch.Generator().manual_seed(3))
     differ = [(x != y).flatten(1).any(1) for x, y in zip(degraded, pictures, strict=True)]
     assert (differ[0] != differ[1]).all()
@@ -91,15 +112,35 @@ def test_kinds(kinds: Sequence[str], contrast: tuple[float, float]) -> None:
         assert (ratio > contrast[0]).all() and (ratio < contrast[1]).all()
 
 
-@pytest.mark.parametrize(("inputs", "degraded"), [
-    ((torch.rand(2, 6, 4, 4), torch.rand(2, 6, 8, 8)), [1]),
-    ({"template": [torch.rand(2, 3, 4, 4)] * 2, "search": [torch.rand(2, 3, 8, 8)] * 2}, [2, 3]),
-    (({"search": torch.rand(2, 6, 8, 8), "template": torch.rand(2, 6, 4, 4), "labels": torch.rand(2, 4, 9, 9)},), [0]),
-], ids=["tensors", "lists", "a batch"])
+@pytest.mark.parametrize(
+    ("inputs", "degraded"),
+    [
+        ((torch.rand(2, 6, 4, 4), torch.rand(2, 6, 8, 8)), [1]),
+        (
+            {"template": [torch.rand(2, 3, 4, 4)] * 2, "search": [torch.rand(2, 3, 8, 8)] * 2},
+            [2, 3],
+        ),
+        (
+            (
+                {
+                    "search": torch.rand(2, 6, 8, 8),
+                    "template": torch.rand(2, 6, 4, 4),
+                    "labels": torch.rand(2, 4, 9, 9),
+                },
+            ),
+            [0],
+        ),
+    ],
+    ids=["tensors", "lists", "a batch"],
+)
 def test_the_search_pictures_are_found(inputs: object, degraded: list[int]) -> None:
     leaves = torch.utils._pytree.tree_leaves(inputs)
-    after = torch.utils._pytree.tree_leaves(Degradation(1.0)(inputs, 2, torch.Generator().manual_seed(0)))
-    changed = [i for i, (x, y) in enumerate(zip(leaves, after, strict=True)) if not torch.equal(x, y)]
+    after = torch.utils._pytree.tree_leaves(
+        Degradation(1.0)(inputs, 2, torch.Generator().manual_seed(0))
+    )
+    changed = [
+        i for i, (x, y) in enumerate(zip(leaves, after, strict=True)) if not torch.equal(x, y)
+    ]
     assert set(changed) <= set(degraded) and changed
 
 
@@ -137,14 +178,18 @@ def test_nothing_is_left_of_the_clean_pass() -> None:
 
 
 def test_bad_input() -> None:
-    with pytest.raises(ValueError, match="search pictures of 9 channels; expected 2 modalities of 3"):
+    with pytest.raises(
+        ValueError, match="search pictures of 9 channels; expected 2 modalities of 3"
+    ):
         Degradation()([torch.rand(1, 3, 8, 8)] * 3, 2, torch.Generator())
     with pytest.raises(ValueError, match="search pictures of 0 channels"):
         Degradation()(torch.rand(1, 4, 8, 8), 2, torch.Generator())
     with pytest.raises(ValueError, match=r"probability=1\.5"):
         Degradation(1.5)
     for kinds in ("missing", (), ("foggy",), ("dark", "foggy")):
-        with pytest.raises(ValueError, match=r"kinds=.* is unknown; expected one or several of \('dark', "):
+        with pytest.raises(
+            ValueError, match=r"kinds=.* is unknown; expected one or several of \('dark', "
+        ):
             Degradation(kinds=kinds)
     with pytest.raises(TypeError, match="degradation='dark'"):
         attached(WITH_PICTURES[0]).degradation = "dark"
@@ -156,18 +201,35 @@ def test_a_cache_holds_degraded_features_and_clean_targets(case: Case, tmp_path:
 
     def cache(name: str, degradation: Degradation | None, **options: Any) -> CachedFeatures:
         handle.degradation = degradation
-        return cache_features(handle, labels(), tmp_path / name, progress=False, shard_size=2,
-                              forward=lambda network, _: case.train(network), **options)
+        return cache_features(
+            handle,
+            labels(),
+            tmp_path / name,
+            progress=False,
+            shard_size=2,
+            forward=lambda network, _: case.train(network),
+            **options,
+        )
 
-    clean, degraded, again = cache("clean", None), cache("degraded", Degradation(1.0)), cache("again", Degradation(1.0))
+    clean, degraded, again = (
+        cache("clean", None),
+        cache("degraded", Degradation(1.0)),
+        cache("again", Degradation(1.0)),
+    )
     for i in range(len(clean)):
         assert torch.equal(clean[i]["fused"], degraded[i]["fused"])
-        assert not all(torch.equal(clean[i][name], degraded[i][name]) for name in ("feature_0", "feature_1"))
+        assert not all(
+            torch.equal(clean[i][name], degraded[i][name]) for name in ("feature_0", "feature_1")
+        )
         assert all(torch.equal(degraded[i][name], again[i][name]) for name in degraded[i])
-    with pytest.raises(ValueError, match=r"degradation is .Degradation\(probability=1\.0, .* there and None here"):
+    with pytest.raises(
+        ValueError, match=r"degradation is .Degradation\(probability=1\.0, .* there and None here"
+    ):
         cache("degraded", None)
     handle.degradation = Degradation(0.5)
-    with pytest.raises(ValueError, match=r"was written with degradation None, and the attachment has Degradation"):
+    with pytest.raises(
+        ValueError, match=r"was written with degradation None, and the attachment has Degradation"
+    ):
         clean.network(handle)
     handle.degradation = None
     clean.network(handle)

@@ -44,8 +44,14 @@ def test_generator_is_deterministic(sequence):
     again = sq.generate_sequence(sq.TEST_SEEDS[3], frames=12)
     other = sq.generate_sequence(sq.TEST_SEEDS[4], frames=12)
     for kind in MODALITIES:
-        assert all(np.array_equal(a, b) for a, b in zip(getattr(sequence, kind), getattr(again, kind), strict=True))
-    assert np.array_equal(sequence.boxes_visible, again.boxes_visible) and sequence.attributes == again.attributes
+        assert all(
+            np.array_equal(a, b)
+            for a, b in zip(getattr(sequence, kind), getattr(again, kind), strict=True)
+        )
+    assert (
+        np.array_equal(sequence.boxes_visible, again.boxes_visible)
+        and sequence.attributes == again.attributes
+    )
     assert not np.array_equal(sequence.visible[0], other.visible[0])
 
 
@@ -55,7 +61,9 @@ def test_seed_ranges_are_disjoint():
 
 
 @pytest.mark.parametrize("severity", [0.0, 1.0, 1.5, 3.0])
-@pytest.mark.parametrize(("frames", "size"), [(1, (320, 256)), (40, (320, 256)), (9, (160, 128)), (20, (400, 300))])
+@pytest.mark.parametrize(
+    ("frames", "size"), [(1, (320, 256)), (40, (320, 256)), (9, (160, 128)), (20, (400, 300))]
+)
 def test_boxes_lie_inside_the_frames(severity, frames, size):
     for seed in (1, sq.TEST_SEEDS[0]):
         made = sq.generate_sequence(seed, frames=frames, size=size, severity=severity)
@@ -63,12 +71,18 @@ def test_boxes_lie_inside_the_frames(severity, frames, size):
         assert made.visible[0].shape == made.infrared[0].shape == (size[1], size[0], 3)
         assert made.visible[0].dtype == made.infrared[0].dtype == np.uint8
         boxes = made.boxes_visible
-        assert (boxes[:, :2] >= 0).all() and (boxes[:, :2] + boxes[:, 2:] <= size).all() and (boxes[:, 2:] > 2).all()
+        assert (
+            (boxes[:, :2] >= 0).all()
+            and (boxes[:, :2] + boxes[:, 2:] <= size).all()
+            and (boxes[:, 2:] > 2).all()
+        )
         assert made.attributes and len(set(made.attributes)) == len(made.attributes)
 
 
 def test_target_is_where_the_box_says():
-    """Without troubles the inside of the box differs from what surrounds it, in one modality at least."""
+    """Without troubles the inside of the box differs from what surrounds it, in one modality at
+    least.
+    """
     from embedded.scene import Scene
 
     for seed in range(6):
@@ -84,10 +98,15 @@ def test_target_is_where_the_box_says():
 
 
 def test_undegraded_is_the_same_scene():
-    made, clean = (sq.generate_sequence(6, frames=12, severity=1.5, degraded=degraded) for degraded in (True, False))
+    made, clean = (
+        sq.generate_sequence(6, frames=12, severity=1.5, degraded=degraded)
+        for degraded in (True, False)
+    )
     assert np.array_equal(made.boxes_visible, clean.boxes_visible) and made.name != clean.name
-    apart = [max(np.abs(a.astype(float) - b).mean() for a, b in zip(frames, undisturbed, strict=True))
-             for frames, undisturbed in ((made.visible, clean.visible), (made.infrared, clean.infrared))]
+    apart = [
+        max(np.abs(a.astype(float) - b).mean() for a, b in zip(frames, undisturbed, strict=True))
+        for frames, undisturbed in ((made.visible, clean.visible), (made.infrared, clean.infrared))
+    ]
     assert max(apart) > 20  # a modality is in trouble in one of them
 
 
@@ -99,7 +118,11 @@ def test_generator_refuses(arguments):
 
 def test_lasher_round_trip(sequence, folder):
     back = sq.read_sequence(folder)
-    assert (back.name, len(back), back.attributes) == ("walk", len(sequence), list(sequence.attributes))
+    assert (back.name, len(back), back.attributes) == (
+        "walk",
+        len(sequence),
+        list(sequence.attributes),
+    )
     np.testing.assert_allclose(back.boxes_visible, sequence.boxes_visible, atol=0.006)
     assert np.abs(back.visible[5].astype(int) - sequence.visible[5]).mean() < 6
     assert np.abs(back.infrared[-1].astype(int) - sequence.infrared[-1]).mean() < 6
@@ -115,9 +138,16 @@ def test_gtot_layout(sequence, tmp_path):
         (folder / name).mkdir(parents=True)
         for number, frame in enumerate(frames, 1):  # not padded: 10 must come after 9
             cv2.imwrite(str(folder / name / f"{number}{name}.png"), frame[..., ::-1])
-    low, high = sequence.boxes_visible[:, :2], sequence.boxes_visible[:, :2] + sequence.boxes_visible[:, 2:]
-    np.savetxt(folder / "groundTruth_v.txt", np.concatenate([low, high], 1), delimiter=" ", fmt="%.4f")
-    np.savetxt(folder / "groundTruth_i.txt", np.concatenate([high, low], 1), delimiter="\t", fmt="%.4f")
+    low, high = (
+        sequence.boxes_visible[:, :2],
+        sequence.boxes_visible[:, :2] + sequence.boxes_visible[:, 2:],
+    )
+    np.savetxt(
+        folder / "groundTruth_v.txt", np.concatenate([low, high], 1), delimiter=" ", fmt="%.4f"
+    )
+    np.savetxt(
+        folder / "groundTruth_i.txt", np.concatenate([high, low], 1), delimiter="\t", fmt="%.4f"
+    )
     back = sq.read_sequence(folder)
     np.testing.assert_allclose(back.boxes_visible, sequence.boxes_visible, atol=1e-3)
     assert all(np.array_equal(a, b) for a, b in zip(back.visible, sequence.visible, strict=True))
@@ -141,11 +171,27 @@ def drop_pictures(kind, count):
 
 
 DAMAGE = {
-    "no visible folder": (lambda f: shutil.rmtree(f / "visible"), OSError, "has none of the folders visible"),
+    "no visible folder": (
+        lambda f: shutil.rmtree(f / "visible"),
+        OSError,
+        "has none of the folders visible",
+    ),
     "empty folder": (drop_pictures("infrared", 12), OSError, "infrared has no pictures"),
-    "frames missing": (drop_pictures("infrared", 3), ValueError, "12 visible and 9 infrared frames, 12 boxes"),
-    "columns": (change_line("visible.txt", 3, "1,2,3"), ValueError, r"visible\.txt, line 3: 3 columns"),
-    "attributes": (lambda f: (f / "attributes.json").write_text("[]"), ValueError, "attributes.json: expected"),
+    "frames missing": (
+        drop_pictures("infrared", 3),
+        ValueError,
+        "12 visible and 9 infrared frames, 12 boxes",
+    ),
+    "columns": (
+        change_line("visible.txt", 3, "1,2,3"),
+        ValueError,
+        r"visible\.txt, line 3: 3 columns",
+    ),
+    "attributes": (
+        lambda f: (f / "attributes.json").write_text("[]"),
+        ValueError,
+        "attributes.json: expected",
+    ),
 }
 
 
@@ -170,7 +216,10 @@ def test_damaged_picture_and_missing_roots(folder, tmp_path):
     with pytest.raises(OSError, match=r"000002\.jpg cannot be read as a picture"):
         sq.read_sequence(folder).visible[1]
     (tmp_path / "empty").mkdir()
-    for path, message in ((tmp_path / "none", "no such folder"), (tmp_path / "empty", "no sequences")):
+    for path, message in (
+        (tmp_path / "none", "no such folder"),
+        (tmp_path / "empty", "no sequences"),
+    ):
         with pytest.raises(OSError, match=message):
             sq.read_sequences(path)
     with pytest.raises(OSError, match="is not a folder"):
@@ -204,7 +253,9 @@ def test_pairs_are_deterministic_and_labelled():
     assert all(torch.equal(dataset[7][name], again[7][name]) for name in dataset[7])
     assert batch["template"].shape == (4, 6, TEMPLATE_SIZE, TEMPLATE_SIZE)
     assert batch["search"].shape == (4, 6, SEARCH_SIZE, SEARCH_SIZE)
-    assert set(batch["label_cls"].unique().tolist()) <= {-1, 0, 1} and (batch["label_cls"] == 1).any()
+    assert (
+        set(batch["label_cls"].unique().tolist()) <= {-1, 0, 1} and (batch["label_cls"] == 1).any()
+    )
     with pytest.raises(IndexError):
         dataset[20]
 
@@ -225,12 +276,18 @@ def test_a_stage_trains_only_its_parts_and_resumes(tmp_path):
     network = load_tracker()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     train_stage(network, [network.fusion], dataset, tmp_path / "stage.pt", batch=5)
-    moved = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
+    moved = {
+        name for name, value in network.state_dict().items() if not torch.equal(value, before[name])
+    }
     assert moved and all(name.startswith("fusion.") for name in moved)
-    assert {name.split(".")[0] for name, p in network.named_parameters() if p.requires_grad} == {"fusion"}
+    assert {name.split(".")[0] for name, p in network.named_parameters() if p.requires_grad} == {
+        "fusion"
+    }
     fresh = load_tracker()
     train_stage(fresh, [fresh.fusion], dataset, tmp_path / "stage.pt", batch=5)  # already complete
-    assert all(torch.equal(value, network.state_dict()[name]) for name, value in fresh.state_dict().items())
+    assert all(
+        torch.equal(value, network.state_dict()[name]) for name, value in fresh.state_dict().items()
+    )
 
 
 def test_refuses_unknown_modalities_and_wrong_order():
@@ -242,24 +299,33 @@ def test_refuses_unknown_modalities_and_wrong_order():
     with pytest.raises(RuntimeError, match="call init"):
         Tracker(network).track(np.zeros((9, 9, 3), np.uint8), np.zeros((9, 9, 3), np.uint8))
     with pytest.raises(ValueError, match="positive size"):
-        Tracker(network).init(np.zeros((9, 9, 3), np.uint8), np.zeros((9, 9, 3), np.uint8), (1, 2, 0, 4))
+        Tracker(network).init(
+            np.zeros((9, 9, 3), np.uint8), np.zeros((9, 9, 3), np.uint8), (1, 2, 0, 4)
+        )
 
 
 def test_committed_tracker_tracks():
     assert WEIGHTS.stat().st_size < 4e6
     network, calls = load_tracker(), []
-    network.fusion.register_forward_hook(lambda module, inputs, output: calls.append((inputs[0].shape, output.shape)))
+    network.fusion.register_forward_hook(
+        lambda module, inputs, output: calls.append((inputs[0].shape, output.shape))
+    )
     scores = []
     for seed in sq.TEST_SEEDS[:3]:
         made = sq.generate_sequence(seed, frames=25, severity=0.5)
         ticks = []
         with torch.inference_mode():
-            boxes = run(network, made, progress=lambda frame, frames, ticks=ticks: ticks.append(frame))
+            boxes = run(
+                network, made, progress=lambda frame, frames, ticks=ticks: ticks.append(frame)
+            )
         assert boxes.shape == (25, 4) and np.isfinite(boxes).all() and ticks == list(range(1, 26))
         scores.append(overlap(boxes, made.boxes_visible).mean())
     assert np.mean(scores) > 0.5
     # The fusion sees the template once and every search once, as one concatenation.
-    assert calls[0] == ((1, 128, 6, 6), (1, 64, 6, 6)) and calls[1] == ((1, 128, 24, 24), (1, 64, 24, 24))
+    assert calls[0] == ((1, 128, 6, 6), (1, 64, 6, 6)) and calls[1] == (
+        (1, 128, 24, 24),
+        (1, 64, 24, 24),
+    )
     assert len(calls) == 3 * 25
 
 
@@ -274,7 +340,10 @@ def test_single_modality_ignores_the_other(modality, sequence):
 
 
 def test_tracking_together_is_tracking_one_by_one():
-    network, made = load_tracker(), [sq.generate_sequence(seed, frames=6, severity=0.5) for seed in range(3)]
+    network, made = (
+        load_tracker(),
+        [sq.generate_sequence(seed, frames=6, severity=0.5) for seed in range(3)],
+    )
     together = run_together(network, made)
     for sequence in made:
         np.testing.assert_allclose(together[sequence.name], run(network, sequence), atol=0.05)

@@ -51,7 +51,11 @@ def embedded(optimized: bool) -> Exported:
     module = GenerativeFusion.preset("small", 64, SEARCH_MAP)
     nn.init.normal_(module.network.last_layer.weight, std=0.02)
     attach(network, module, ModuleAdapter("fusion", "head", size=SEARCH_MAP)).optimize(optimized)
-    return Frame(network).eval(), (255 * torch.rand(1, 6, 95, 95), 255 * torch.rand(1, 6, 191, 191)), {}
+    return (
+        Frame(network).eval(),
+        (255 * torch.rand(1, 6, 95, 95), 255 * torch.rand(1, 6, 191, 191)),
+        {},
+    )
 
 
 def tbsi(optimized: bool) -> Exported:
@@ -59,7 +63,9 @@ def tbsi(optimized: bool) -> Exported:
     network = case.build()
     attach(network, case.make_fusion(), case.adapter()).optimize(optimized)
     calls: list[Any] = []
-    hook = network.register_forward_pre_hook(lambda _, args, kwargs: calls.append(kwargs), with_kwargs=True)
+    hook = network.register_forward_pre_hook(
+        lambda _, args, kwargs: calls.append(kwargs), with_kwargs=True
+    )
     case.run(network)
     hook.remove()
     return network, (), {name: calls[0][name] for name in ("template", "search")}
@@ -75,7 +81,9 @@ def assert_same(results: list[Tensor], expected: list[Tensor]) -> None:
         assert (result - x).abs().max() <= 1e-4 * x.abs().max()
 
 
-@pytest.mark.filterwarnings("ignore:The tensor attribute self.network.zf was assigned")  # the template's, by the host
+@pytest.mark.filterwarnings(
+    "ignore:The tensor attribute self.network.zf was assigned"
+)  # the template's, by the host
 @pytest.mark.parametrize("optimized", [False, True], ids=["plain", "optimized"])
 @pytest.mark.parametrize("build", [uvit, unet, embedded, tbsi])
 def test_torch_export(build: Any, optimized: bool) -> None:
@@ -90,15 +98,23 @@ def test_torch_export(build: Any, optimized: bool) -> None:
 @pytest.mark.parametrize(("build", "optimized"), [(uvit, False), (unet, True), (embedded, True)])
 def test_onnx(build: Any, optimized: bool, tmp_path: Path) -> None:
     for name in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(name, reason=f"{name} is not installed; pip install 'gmmt-fusion[export]'")
+        pytest.importorskip(
+            name, reason=f"{name} is not installed; pip install 'gmmt-fusion[export]'"
+        )
     import onnxruntime
 
     module, args, kwargs = build(optimized)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         expected = outputs(module(*args, **kwargs))
-        torch.onnx.export(module, args, tmp_path / "tracker.onnx", kwargs=kwargs, dynamo=True, verbose=False)
-    session = onnxruntime.InferenceSession(tmp_path / "tracker.onnx", providers=["CPUExecutionProvider"])
+        torch.onnx.export(
+            module, args, tmp_path / "tracker.onnx", kwargs=kwargs, dynamo=True, verbose=False
+        )
+    session = onnxruntime.InferenceSession(
+        tmp_path / "tracker.onnx", providers=["CPUExecutionProvider"]
+    )
     inputs = (x.numpy() for x in tree_leaves((args, kwargs)))
-    results = session.run(None, {i.name: x for i, x in zip(session.get_inputs(), inputs, strict=True)})
+    results = session.run(
+        None, {i.name: x for i, x in zip(session.get_inputs(), inputs, strict=True)}
+    )
     assert_same([torch.from_numpy(x) for x in results], expected)

@@ -19,7 +19,9 @@ from gmmt_fusion.host_checkpoint import NotLoaded
 
 @pytest.fixture
 def host_classes(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    """A module `lib.train.admin` with classes such as the OSTrack family saves; gone when the test asks."""
+    """A module `lib.train.admin` with classes such as the OSTrack family saves; gone when the test
+    asks.
+    """
     module = types.ModuleType("lib_of_a_host")
     for name in ("Settings", "AverageMeter"):
         setattr(module, name, type(name, (), {"__module__": module.__name__, "__qualname__": name}))
@@ -36,16 +38,23 @@ def save_as_ostrack(path: Path, host: types.ModuleType, **options: Any) -> dict[
     settings, meter = host.Settings(), host.AverageMeter()
     settings.env, settings.use_gpu = host.Settings(), True
     meter.history = [0.5]
-    state = {"epoch": 60, "net_type": "ViPTrack", "net": network.state_dict(), "constructor": None,
-             "optimizer": optimizer.state_dict(), "settings": settings,
-             "stats": collections.OrderedDict(train=collections.OrderedDict({"Loss/total": meter}))}
+    state = {
+        "epoch": 60,
+        "net_type": "ViPTrack",
+        "net": network.state_dict(),
+        "constructor": None,
+        "optimizer": optimizer.state_dict(),
+        "settings": settings,
+        "stats": collections.OrderedDict(train=collections.OrderedDict({"Loss/total": meter})),
+    }
     torch.save(state, path, **options)
     return state
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
-def test_checkpoint_of_the_ostrack_family(tmp_path: Path, host_classes: types.ModuleType, legacy: bool,
-                                          monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoint_of_the_ostrack_family(
+    tmp_path: Path, host_classes: types.ModuleType, legacy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "ViPTrack_ep0060.pth.tar"
     saved = save_as_ostrack(path, host_classes, _use_new_zipfile_serialization=not legacy)
     monkeypatch.delitem(sys.modules, host_classes.__name__)
@@ -59,15 +68,27 @@ def test_checkpoint_of_the_ostrack_family(tmp_path: Path, host_classes: types.Mo
     assert all(torch.equal(loaded["net"][key], saved["net"][key]) for key in saved["net"])
     assert loaded["optimizer"]["param_groups"] == saved["optimizer"]["param_groups"]
     assert isinstance(loaded["settings"], NotLoaded) and not vars(loaded["settings"])
-    assert repr(loaded["stats"]["train"]["Loss/total"]) == "<lib_of_a_host.AverageMeter, not loaded>"
+    assert (
+        repr(loaded["stats"]["train"]["Loss/total"]) == "<lib_of_a_host.AverageMeter, not loaded>"
+    )
     assert host_classes.__name__ not in sys.modules
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 def test_numbers_of_numpy_become_pythons(tmp_path: Path, legacy: bool) -> None:
-    numbers = [np.float64(0.005), np.float32(0.5), np.int64(-3), np.uint8(200), np.bool_(True), np.float16(2)]
-    torch.save({"epoch": 3, "optimizer": {"param_groups": [{"lr": n} for n in numbers]}, "state_dict": {}},
-               tmp_path / "e.pth", _use_new_zipfile_serialization=not legacy)
+    numbers = [
+        np.float64(0.005),
+        np.float32(0.5),
+        np.int64(-3),
+        np.uint8(200),
+        np.bool_(True),
+        np.float16(2),
+    ]
+    torch.save(
+        {"epoch": 3, "optimizer": {"param_groups": [{"lr": n} for n in numbers]}, "state_dict": {}},
+        tmp_path / "e.pth",
+        _use_new_zipfile_serialization=not legacy,
+    )
     groups = load_host_checkpoint(tmp_path / "e.pth")["optimizer"]["param_groups"]
     assert [group["lr"] for group in groups] == [n.item() for n in numbers]
     assert {type(group["lr"]) for group in groups} == {float, int, bool}
@@ -76,14 +97,19 @@ def test_numbers_of_numpy_become_pythons(tmp_path: Path, legacy: bool) -> None:
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 def test_arrays_and_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, legacy: bool) -> None:
     easydict = types.ModuleType("easydict")
-    easydict.EasyDict = type("EasyDict", (dict,), {"__module__": "easydict", "__qualname__": "EasyDict"})
+    easydict.EasyDict = type(
+        "EasyDict", (dict,), {"__module__": "easydict", "__qualname__": "EasyDict"}
+    )
     monkeypatch.setitem(sys.modules, "easydict", easydict)
     cfg = easydict.EasyDict(TRAIN=easydict.EasyDict(EPOCH=20))
     cfg.also_an_attribute = 1
     counts = collections.defaultdict(list)
     counts["a"].append(1)
-    torch.save({"cfg": cfg, "counts": counts, "mean": np.zeros(3), "path": Path("x")}, tmp_path / "e.pth",
-               _use_new_zipfile_serialization=not legacy)
+    torch.save(
+        {"cfg": cfg, "counts": counts, "mean": np.zeros(3), "path": Path("x")},
+        tmp_path / "e.pth",
+        _use_new_zipfile_serialization=not legacy,
+    )
     monkeypatch.delitem(sys.modules, "easydict")
     loaded = load_host_checkpoint(tmp_path / "e.pth")
     assert loaded["cfg"] == {"TRAIN": {"EPOCH": 20}} and loaded["counts"] == {"a": [1]}
@@ -108,18 +134,25 @@ class Later:
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
-@pytest.mark.parametrize("name", ["system", "eval", "open", "import", "popen", "torch", "numpy", "state"])
+@pytest.mark.parametrize(
+    "name", ["system", "eval", "open", "import", "popen", "torch", "numpy", "state"]
+)
 def test_nothing_is_run(tmp_path: Path, name: str, legacy: bool) -> None:
     import builtins
     import subprocess
 
     mark = tmp_path / "mark"
     code = f"open({str(mark)!r}, 'w').close()"
-    attack = {"system": Attack(os.system, f"touch {mark}"), "eval": Attack(eval, code),
-              "open": Attack(open, str(mark), "w"), "import": Attack(builtins.exec, code),
-              "popen": Attack(subprocess.Popen, ["touch", str(mark)]),
-              "torch": Attack(torch.save, {}, str(mark)),
-              "numpy": Attack(np.save, str(mark), 0), "state": Later()}[name]
+    attack = {
+        "system": Attack(os.system, f"touch {mark}"),
+        "eval": Attack(eval, code),
+        "open": Attack(open, str(mark), "w"),
+        "import": Attack(builtins.exec, code),
+        "popen": Attack(subprocess.Popen, ["touch", str(mark)]),
+        "torch": Attack(torch.save, {}, str(mark)),
+        "numpy": Attack(np.save, str(mark), 0),
+        "state": Later(),
+    }[name]
     path = tmp_path / "attack.pth"
     torch.save({"net": {}, "evil": attack}, path, _use_new_zipfile_serialization=not legacy)
     try:
@@ -139,10 +172,16 @@ def test_files_that_are_no_checkpoint(tmp_path: Path, host_classes: types.Module
         save_as_ostrack(path, host_classes, _use_new_zipfile_serialization=not legacy)
         content = path.read_bytes()
         for share in (0.1, 0.5, 0.95):
-            (tmp_path / "cut.pth").write_bytes(content[:int(share * len(content))])
+            (tmp_path / "cut.pth").write_bytes(content[: int(share * len(content))])
             with pytest.raises(OSError, match=r"cut\.pth is cut off, or no checkpoint"):
                 load_host_checkpoint(tmp_path / "cut.pth")
-    for content in (b"", b"not a checkpoint", b"\x80\x04", b"PK\x03\x04" + bytes(100), pickle.dumps([1, 2])):
+    for content in (
+        b"",
+        b"not a checkpoint",
+        b"\x80\x04",
+        b"PK\x03\x04" + bytes(100),
+        pickle.dumps([1, 2]),
+    ):
         (tmp_path / "foreign.pth").write_bytes(content)
         with pytest.raises(OSError, match=r"foreign\.pth"):
             load_host_checkpoint(tmp_path / "foreign.pth")

@@ -28,7 +28,9 @@ class Actor:
 
     def compute_losses(self, out: dict[str, Tensor], data: Any, return_status: bool = True) -> Any:
         loss = out["scores"].square().mean()
-        return (loss, {"Loss/total": loss.item(), "Loss/own": loss.item()}) if return_status else loss
+        return (
+            (loss, {"Loss/total": loss.item(), "Loss/own": loss.item()}) if return_status else loss
+        )
 
 
 def step(actor: Actor, optimizer: torch.optim.Optimizer) -> dict[str, float]:
@@ -59,13 +61,21 @@ def test_the_plugin_learns_whatever_the_host_switches_off(method: str, word: str
     assert list(map(id, trained)) == list(map(id, handle.parameters()))
     for _ in range(2):
         status = step(actor, optimizer)
-        assert status["Loss/total"] == pytest.approx(status["Loss/own"] + 5 * status["Loss/generative"])
+        assert status["Loss/total"] == pytest.approx(
+            status["Loss/own"] + 5 * status["Loss/generative"]
+        )
         scheduler.step()
     after = weights(handle)
-    unchanged = [name for name, _ in fusion.named_parameters() if torch.equal(before[name], after[name])]
+    unchanged = [
+        name for name, _ in fusion.named_parameters() if torch.equal(before[name], after[name])
+    ]
     assert not unchanged
     assert_same(dict(handle.host_state_dict()), dict(host))
-    assert all(p.grad is None for n, p in handle.network.named_parameters() if not n.startswith("gmmt_fusion."))
+    assert all(
+        p.grad is None
+        for n, p in handle.network.named_parameters()
+        if not n.startswith("gmmt_fusion.")
+    )
 
 
 def test_validation_and_loss_alone() -> None:
@@ -76,7 +86,9 @@ def test_validation_and_loss_alone() -> None:
     handle.network.train()
     out = handle.network(*images())
     loss = actor.compute_losses(out, None, return_status=False)
-    assert loss.item() == pytest.approx((out["scores"].square().mean() + 2 * handle.generative_loss).item())
+    assert loss.item() == pytest.approx(
+        (out["scores"].square().mean() + 2 * handle.generative_loss).item()
+    )
     handle.network.eval()
     with torch.no_grad():
         assert actor(images())[1].keys() == {"Loss/total", "Loss/own"}
@@ -93,7 +105,9 @@ def test_a_network_that_returns_its_losses() -> None:
         assert handle.network.train()(*images()).keys() == {"scores", "total_loss"}
     handle = attached(CONCAT)
     train_in_host(handle, 10)
-    with pytest.raises(ValueError, match=r"returns no 'total_loss' .* give train_in_host the actor"):
+    with pytest.raises(
+        ValueError, match=r"returns no 'total_loss' .* give train_in_host the actor"
+    ):
         handle.network.train()(*images())
 
 
@@ -102,10 +116,15 @@ def test_the_discriminators_turn_after_every_step() -> None:
     actor = Actor(handle.network)
     optimizer, scheduler = train_in_host(handle, 3, actor)
     theirs = Actor(by_hand.network)
-    built = [paper_optimizer(p, 3) for p in (by_hand.parameters(), by_hand.fusion.discriminator.parameters())]
+    built = [
+        paper_optimizer(p, 3)
+        for p in (by_hand.parameters(), by_hand.fusion.discriminator.parameters())
+    ]
     for _ in range(2):
         step(actor, optimizer)
-        assert not any(p.grad.any() for p in handle.fusion.discriminator.parameters())  # not in the host's clipping
+        assert not any(
+            p.grad.any() for p in handle.fusion.discriminator.parameters()
+        )  # not in the host's clipping
         scheduler.step()
 
         out = theirs.net.train()(*images())
@@ -118,7 +137,9 @@ def test_the_discriminators_turn_after_every_step() -> None:
         theirs.net.zero_grad()
         for _, schedule in built:
             schedule.step()
-    for name, value in weights(by_hand).items():  # the norm that is clipped is summed in another order
+    for name, value in weights(
+        by_hand
+    ).items():  # the norm that is clipped is summed in another order
         torch.testing.assert_close(weights(handle)[name], value, rtol=1e-5, atol=1e-7, msg=name)
 
 
@@ -129,7 +150,9 @@ def test_resumed_from_the_hosts_checkpoint(tmp_path: Path, method: str) -> None:
         actor = Actor(handle.network)
         return handle, actor, *train_in_host(handle, 4, actor)
 
-    def train(handle: Attachment, actor: Actor, optimizer: Any, scheduler: Any, epochs: range) -> None:
+    def train(
+        handle: Attachment, actor: Actor, optimizer: Any, scheduler: Any, epochs: range
+    ) -> None:
         for epoch in epochs:
             handle.fusion.manual_seed(epoch)
             step(actor, optimizer)
@@ -137,7 +160,10 @@ def test_resumed_from_the_hosts_checkpoint(tmp_path: Path, method: str) -> None:
 
     handle, actor, optimizer, scheduler = start()
     train(handle, actor, optimizer, scheduler, range(2))
-    torch.save({"net": handle.network.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "ep2.pth")
+    torch.save(
+        {"net": handle.network.state_dict(), "optimizer": optimizer.state_dict()},
+        tmp_path / "ep2.pth",
+    )
     train(handle, actor, optimizer, scheduler, range(2, 4))
     expected = weights(handle)
 
@@ -150,7 +176,9 @@ def test_resumed_from_the_hosts_checkpoint(tmp_path: Path, method: str) -> None:
     assert_same(weights(handle), expected)
     if method == "cgan":
         with pytest.raises(ValueError, match="has no 'discriminator'"):
-            optimizer.load_state_dict({"state": {}, "param_groups": saved["optimizer"]["param_groups"]})
+            optimizer.load_state_dict(
+                {"state": {}, "param_groups": saved["optimizer"]["param_groups"]}
+            )
 
 
 def test_bad_input() -> None:
@@ -164,7 +192,9 @@ def test_bad_input() -> None:
         train_in_host(handle, 0, Actor(handle.network))
     actor = Actor(handle.network.eval())
     train_in_host(handle, 10, actor)
-    with pytest.raises(ValueError, match=r"in eval mode where gradients are on; call network\.train\(\)"):
+    with pytest.raises(
+        ValueError, match=r"in eval mode where gradients are on; call network\.train\(\)"
+    ):
         actor(images())
     handle.detach()
     with pytest.raises(ValueError, match="the attachment is detached"):
@@ -180,7 +210,9 @@ def _process(rank: int) -> None:
     for _ in range(2):
         step(actor, optimizer)
     for name, parameter in handle.fusion.named_parameters():
-        assert torch.equal(*of_both(parameter.detach())) and not torch.equal(parameter, before[name]), name
+        assert torch.equal(*of_both(parameter.detach())) and not torch.equal(
+            parameter, before[name]
+        ), name
     losses = of_both(handle.generative_loss.detach())
     assert losses[0] != losses[1]  # the same images, other noise
 

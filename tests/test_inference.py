@@ -1,4 +1,6 @@
-"""The optimised inference path: the same maps, by less work, and nothing that a user would notice beside that."""
+"""The optimised inference path: the same maps, by less work, and nothing that a user would notice
+beside that.
+"""
 
 import copy
 import dataclasses
@@ -17,22 +19,32 @@ from torch.utils.flop_counter import FlopCounterMode
 from gmmt_fusion import Attachment, GenerativeFusion, attach
 
 CHANNELS, SIZE = 8, (4, 6)
-NETWORKS: dict[str, dict[str, Any]] = {"uvit": {"width": 16, "heads": 2, "final_conv": True},
-                                       "unet": {"widths": (8, 16), "depth": 1}}
+NETWORKS: dict[str, dict[str, Any]] = {
+    "uvit": {"width": 16, "heads": 2, "final_conv": True},
+    "unet": {"widths": (8, 16), "depth": 1},
+}
 METHODS: list[dict[str, Any]] = [{"method": "raw"}, {"method": "cgan"}] + [
     {"method": "diffusion", "steps": steps, "prediction_type": kind}
-    for steps, kind in itertools.product((1, 3), ("sample", "v_prediction"))]
-METHODS += [{"method": "diffusion", "scheduler": {"_class_name": "DDPMScheduler"}, "steps": 3},
-            {"method": "diffusion", "eta": 1.0, "steps": 3}]
+    for steps, kind in itertools.product((1, 3), ("sample", "v_prediction"))
+]
+METHODS += [
+    {"method": "diffusion", "scheduler": {"_class_name": "DDPMScheduler"}, "steps": 3},
+    {"method": "diffusion", "eta": 1.0, "steps": 3},
+]
 each_host = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
 def make(network: str = "uvit", **options: Any) -> GenerativeFusion:
     """A fusion as after fine-tuning: no layer at zero, normalisation far from 0 and 1."""
     torch.manual_seed(0)
-    fusion = GenerativeFusion(CHANNELS, size=SIZE, network=network, network_config=NETWORKS[network], **options).eval()
+    fusion = GenerativeFusion(
+        CHANNELS, size=SIZE, network=network, network_config=NETWORKS[network], **options
+    ).eval()
     nn.init.normal_(fusion.network.last_layer.weight, std=0.1)
-    for mean, std in ((fusion.feature_mean, fusion.feature_std), (fusion.fused_mean, fusion.fused_std)):
+    for mean, std in (
+        (fusion.feature_mean, fusion.feature_std),
+        (fusion.fused_mean, fusion.fused_std),
+    ):
         mean.normal_(3, 2)
         std.uniform_(0.5, 2)
     return fusion
@@ -46,7 +58,9 @@ def maps(batch: int = 1, size: tuple[int, int] = SIZE) -> list[Tensor]:
 @pytest.mark.parametrize("residual", ["conv1x1", "conv3x3", "first", None])
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: "-".join(map(str, method.values())))
-def test_equal_to_the_plain_path(method: dict[str, Any], network: str, residual: str | None) -> None:
+def test_equal_to_the_plain_path(
+    method: dict[str, Any], network: str, residual: str | None
+) -> None:
     fusion = make(network, residual=residual, **method)
     reference = copy.deepcopy(fusion).double()
     fusion.optimize()
@@ -59,7 +73,9 @@ def test_equal_to_the_plain_path(method: dict[str, Any], network: str, residual:
 
 
 @pytest.mark.parametrize("method", METHODS[:3], ids=lambda method: method["method"])
-def test_frames_of_another_size_draw_their_noise_once(method: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frames_of_another_size_draw_their_noise_once(
+    method: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     fusion = make(**method)
     fusion.optimize()
     expected = fusion(*maps(size=(5, 7)))
@@ -80,8 +96,12 @@ def test_noise_and_time_cost_nothing(method: str, network: str) -> None:
     plain = flops(fusion)
     fusion.optimize()
     first = fusion.network.get_submodule(fusion.network.first_layer).weight
-    saved = 2 * first[:, :CHANNELS].numel() * SIZE[0] * SIZE[1]  # the noise's part of the first layer
-    saved += sum(2 * p.numel() for name, p in fusion.named_parameters() if "time_emb" in name and p.ndim == 2)
+    saved = (
+        2 * first[:, :CHANNELS].numel() * SIZE[0] * SIZE[1]
+    )  # the noise's part of the first layer
+    saved += sum(
+        2 * p.numel() for name, p in fusion.named_parameters() if "time_emb" in name and p.ndim == 2
+    )
     assert plain - flops(fusion) == saved
 
 
@@ -99,7 +119,9 @@ def train_a_step(fusion: GenerativeFusion) -> None:
 
 def load(fusion: GenerativeFusion) -> None:
     torch.manual_seed(9)
-    fusion.load_state_dict({name: torch.rand_like(t) + 0.1 for name, t in fusion.state_dict().items()})
+    fusion.load_state_dict(
+        {name: torch.rand_like(t) + 0.1 for name, t in fusion.state_dict().items()}
+    )
 
 
 CHANGES = {
@@ -108,7 +130,9 @@ CHANGES = {
     "calibrating": lambda fusion: fusion.calibrate([(maps(16), maps(16)[0])]),
     "steps": lambda fusion: setattr(fusion, "steps", 2),
     "casting": lambda fusion: fusion.double(),
-    "one weight": lambda fusion: nn.init.ones_(fusion.network.get_submodule(fusion.network.first_layer).weight),
+    "one weight": lambda fusion: nn.init.ones_(
+        fusion.network.get_submodule(fusion.network.first_layer).weight
+    ),
 }
 
 
@@ -129,7 +153,9 @@ def test_taken_back_to_the_bit() -> None:
     state = {name: t.clone() for name, t in fusion.state_dict().items()}
     fusion.optimize()
     fusion(*maps())
-    assert fusion.state_dict().keys() == state.keys() and len(list(fusion.modules())) == len(list(make().modules()))
+    assert fusion.state_dict().keys() == state.keys() and len(list(fusion.modules())) == len(
+        list(make().modules())
+    )
     assert torch.equal(fusion.sample(maps()), expected)
     fusion.optimize(False)
     assert torch.equal(fusion(*maps()), expected)
@@ -150,9 +176,17 @@ def test_new_noise_in_every_frame_is_refused() -> None:
     make(method="raw", fixed_noise=False).optimize()  # draws none
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"dtype": "bf16"}, "dtype='bf16'; expected a floating-point dtype, such as torch.bfloat16"),
-    ({"dtype": torch.int8}, "dtype=torch.int8; expected a floating"), ({"compile": True}, "compile=True is unknown")])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"dtype": "bf16"},
+            "dtype='bf16'; expected a floating-point dtype, such as torch.bfloat16",
+        ),
+        ({"dtype": torch.int8}, "dtype=torch.int8; expected a floating"),
+        ({"compile": True}, "compile=True is unknown"),
+    ],
+)
 def test_bad_options(options: dict[str, Any], message: str) -> None:
     fusion = make()
     with pytest.raises(ValueError, match=message):
@@ -166,7 +200,9 @@ def test_dtype(network: str) -> None:
     expected = fusion(*maps(2))
     fusion.optimize(dtype=torch.bfloat16)
     result = fusion(*maps(2))
-    assert result.dtype == torch.float32 and {p.dtype for p in fusion.parameters()} == {torch.float32}
+    assert result.dtype == torch.float32 and {p.dtype for p in fusion.parameters()} == {
+        torch.float32
+    }
     error = ((result - expected).square().mean() / expected.var()).sqrt()
     assert 1e-4 < error < 2e-2  # it is in bfloat16, and no worse than bfloat16 is
     nn.init.zeros_(fusion.network.last_layer.weight)
@@ -205,7 +241,9 @@ def assert_same(one: Tensor, other: Tensor) -> None:
 @each_host
 def test_the_law_holds(case: Case) -> None:
     """Attached, disabled, copied, pickled, trained, detached: as without optimising."""
-    case = dataclasses.replace(case, run=torch.no_grad()(case.run))  # hosts keep maps, which do not copy with a graph
+    case = dataclasses.replace(
+        case, run=torch.no_grad()(case.run)
+    )  # hosts keep maps, which do not copy with a graph
     host = case.run(case.build())
     network, handle, plain = attached(case)
     state = torch.get_rng_state()

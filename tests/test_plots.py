@@ -102,12 +102,19 @@ def test_tsne_parts_what_differs_and_mixes_what_does_not(drawn):
         between = np.linalg.norm(one[:, None] - other, axis=-1)
         within = np.linalg.norm(one[:, None] - one, axis=-1) + 1e9 * np.eye(30)
         assert (between.min(1) > within.min(1)).mean() == part
-        assert [text.get_text() for text in drawn[-1].legends[0].get_texts()] == ["fused: 30", "fused*: 30"]
+        assert [text.get_text() for text in drawn[-1].legends[0].get_texts()] == [
+            "fused: 30",
+            "fused*: 30",
+        ]
 
 
 def test_tsne_of_few_maps_is_the_same_for_the_same_seed(tmp_path):
-    pictures = [plots.tsne({"a": maps(5), "b": maps(5, seed=1)}, tmp_path / f"{i}.png", seed=seed).read_bytes()
-                for i, seed in enumerate((0, 0))]
+    pictures = [
+        plots.tsne(
+            {"a": maps(5), "b": maps(5, seed=1)}, tmp_path / f"{i}.png", seed=seed
+        ).read_bytes()
+        for i, seed in enumerate((0, 0))
+    ]
     assert pictures[0] == pictures[1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0.png", "1.png"]
 
@@ -117,7 +124,10 @@ def test_tsne_of_few_maps_is_the_same_for_the_same_seed(tmp_path):
     [
         ({"fused": maps(4), "fused*": maps(5)}, "t-SNE got 9 maps; expected at least 10"),
         ({"fused": maps(9), "fused*": maps(9) * torch.nan}, "NaN or infinity"),
-        ({"fused": maps(9), "fused*": maps(9, (4, 4))}, r"'fused' \(6, 8, 8\), 'fused\*' \(6, 4, 4\)"),
+        (
+            {"fused": maps(9), "fused*": maps(9, (4, 4))},
+            r"'fused' \(6, 8, 8\), 'fused\*' \(6, 4, 4\)",
+        ),
     ],
 )
 def test_tsne_refuses(kinds, message, tmp_path):
@@ -135,7 +145,9 @@ def test_sampling_steps_show_a_few_and_score_all(drawn, steps, panels, curves):
     *shown, host = [axis for part in drawn[0].subfigs[:1] for axis in part.axes]
     assert len(shown) == panels and host.get_xlabel() == "fused\n(host)"
     assert shown[0].get_xlabel().startswith("t = 999\nSSIM 0.") or steps == 1
-    assert shown[-1].get_xlabel() == f"t = {timesteps[-1]}\nSSIM 1.0000"  # the last one has no noise
+    assert (
+        shown[-1].get_xlabel() == f"t = {timesteps[-1]}\nSSIM 1.0000"
+    )  # the last one has no noise
     lines = [line for part in drawn[0].subfigs[1:] for axis in part.axes for line in axis.lines]
     assert len(lines) == curves
     for line in lines:
@@ -153,23 +165,32 @@ def test_every_trackers_boxes_are_drawn_in_both_modalities(drawn):
     boxes = {name: np.tile([i, 5, 20, 10], (9, 1)) for i, name in enumerate("abc")}
     plots.tracked_frames(frames, frames, boxes, "x.png", frames=(0, 8), truth=boxes["a"])
     legend = drawn[0].legends[0]
-    colours = dict(zip((text.get_text() for text in legend.get_texts()), legend.get_lines(), strict=True))
+    colours = dict(
+        zip((text.get_text() for text in legend.get_texts()), legend.get_lines(), strict=True)
+    )
     assert list(colours) == ["a", "b", "c", "truth"]
     for axis in drawn[0].axes:
         for index, (rectangle, name) in enumerate(zip(axis.patches, "abc", strict=False)):
             assert rectangle.get_xy() == (index, 5)
             assert plots.COLOURS[index] == colours[name].get_color()
-        assert len({rectangle.get_linewidth() for rectangle in axis.patches[:3]}) == 3  # equal boxes stay visible
+        assert (
+            len({rectangle.get_linewidth() for rectangle in axis.patches[:3]}) == 3
+        )  # equal boxes stay visible
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Two sequences of LasHeR, with a bright target in each modality, results, and the builder of a tracker."""
+    """Two sequences of LasHeR, with a bright target in each modality, results, and the builder of a
+    tracker.
+    """
     cv2 = pytest.importorskip("cv2")
     root = tmp_path_factory.mktemp("figures")
     random = np.random.default_rng(0)
     for name in ("one", "two"):
-        for kind, colour in (("visible", (0, 0, 255)), ("infrared", (255, 255, 255))):  # BGR: a red target
+        for kind, colour in (
+            ("visible", (0, 0, 255)),
+            ("infrared", (255, 255, 255)),
+        ):  # BGR: a red target
             (root / "data" / name / kind).mkdir(parents=True)
             for number in range(1, 7):
                 picture = random.integers(0, 60, (64, 64, 3), dtype=np.uint8)
@@ -185,16 +206,30 @@ def folders(tmp_path_factory):
         (root / "short" / f"{name}.txt").write_text("1,2,3,4\n" * 4)
     (root / "builder.py").write_text(BUILDER)
     for method in ("diffusion", "raw"):
-        attach(CONCAT.build(), CONCAT.make_fusion(method=method), CONCAT.adapter()).save_pretrained(root / method)
+        attach(CONCAT.build(), CONCAT.make_fusion(method=method), CONCAT.adapter()).save_pretrained(
+            root / method
+        )
     return root
 
 
 def command(root, out, fusion="diffusion", *extra, builder="OSTrack"):
     parser = argparse.ArgumentParser()
     figures.add_command(parser.add_subparsers())
-    options = parser.parse_args([
-        "figures", "--tracker", f"{root / 'builder.py'}:{builder}", "--benchmark", "lasher", "--data",
-        str(root / "data"), "--out", str(out), *(["--fusion", str(root / fusion)] if fusion else []), *extra])
+    options = parser.parse_args(
+        [
+            "figures",
+            "--tracker",
+            f"{root / 'builder.py'}:{builder}",
+            "--benchmark",
+            "lasher",
+            "--data",
+            str(root / "data"),
+            "--out",
+            str(out),
+            *(["--fusion", str(root / fusion)] if fusion else []),
+            *extra,
+        ]
+    )
     options.run(options)
 
 
@@ -202,7 +237,9 @@ def command(root, out, fusion="diffusion", *extra, builder="OSTrack"):
 def test_the_command_draws_everything(folders, tmp_path, capsys, fusion):
     results = ["--results", str(folders / "base"), str(folders / "gmmt")]
     command(folders, tmp_path, fusion, "--steps", "3", *results)
-    expected = {f"{kind}_{name}.png" for kind in ("features", "tracked_frames") for name in ("one", "two")}
+    expected = {
+        f"{kind}_{name}.png" for kind in ("features", "tracked_frames") for name in ("one", "two")
+    }
     expected |= {"tsne.png", "sampling_steps.png"} if fusion == "diffusion" else {"tsne.png"}
     assert {path.name for path in tmp_path.iterdir()} == expected
     printed = capsys.readouterr().out
@@ -232,8 +269,10 @@ def test_maps_are_collected_with_their_search_patches_and_no_trace(folders, buil
         visible, infrared = example.patches
         assert visible.shape == infrared.shape == (8, 8, 3)
         assert visible[4, 4].tolist() == [1, 0, 0] and infrared[4, 4].tolist() == [1, 1, 1]
-        torch.testing.assert_close(tracker.network.gmmt_fusion.fusion(*(f[None] for f in example.features))[0],
-                                   example.generated)
+        torch.testing.assert_close(
+            tracker.network.gmmt_fusion.fusion(*(f[None] for f in example.features))[0],
+            example.generated,
+        )
     assert hooks == [len(module._forward_pre_hooks) for module in tracker.network.modules()]
     assert tracker.network.gmmt_fusion.recorded is None
 
@@ -241,8 +280,14 @@ def test_maps_are_collected_with_their_search_patches_and_no_trace(folders, buil
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"extra": ["--frames", "4"]}, "--frames=4 is out of range; expected a whole number of at least 5"),
-        ({"extra": ["--steps", "0"]}, "--steps=0 is out of range; expected a whole number from 1 to 1000"),
+        (
+            {"extra": ["--frames", "4"]},
+            "--frames=4 is out of range; expected a whole number of at least 5",
+        ),
+        (
+            {"extra": ["--steps", "0"]},
+            "--steps=0 is out of range; expected a whole number from 1 to 1000",
+        ),
         ({"extra": ["--results", "short"]}, "short: 4 boxes of one, which has 6 frames"),
         ({"fusion": None}, "nothing is attached to this OSTrack; .* or give --fusion"),
         ({"builder": "Lazy"}, "ran 12 frames, and none of its maps"),
@@ -252,8 +297,13 @@ def test_the_command_refuses(folders, tmp_path, monkeypatch, arguments, message)
     monkeypatch.chdir(folders)
     extra = arguments.get("extra", [])
     with pytest.raises(ValueError, match=message):
-        command(folders, tmp_path / "out", arguments.get("fusion", "diffusion"), *extra,
-                builder=arguments.get("builder", "OSTrack"))
+        command(
+            folders,
+            tmp_path / "out",
+            arguments.get("fusion", "diffusion"),
+            *extra,
+            builder=arguments.get("builder", "OSTrack"),
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -261,9 +311,16 @@ def test_long_term_trackers_meet_in_one_plane(drawn):
     """Whatever the scale of their confidences."""
     boxes = {"a": np.tile([10.0, 20, 30, 40], (50, 1))}
     found = boxes["a"] + np.linspace(0, 20, 50)[:, None]
-    scores = {name: evaluate({"a": found}, boxes, "vot-lt", image_sizes={"a": (99, 99)},
-                             confidences={"a": scale * np.linspace(1, 0.1, 50)})
-              for name, scale in (("large", 1000.0), ("small", 0.01))}
+    scores = {
+        name: evaluate(
+            {"a": found},
+            boxes,
+            "vot-lt",
+            image_sizes={"a": (99, 99)},
+            confidences={"a": scale * np.linspace(1, 0.1, 50)},
+        )
+        for name, scale in (("large", 1000.0), ("small", 0.01))
+    }
     plots.curves(scores, "unused")
     (axis,) = drawn[0].axes
     one, dot, other, _ = (line.get_xydata() for line in axis.lines)

@@ -13,11 +13,16 @@ README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_worked_adapter_runs_as_printed() -> None:
-    block = next(b for b in re.findall(r"```python\n(.*?)```", README, re.S) if "class SumAdapter" in b)
-    code = block[block.index("class SumAdapter"):block.index("\n\n\nhandle")]
+    block = next(
+        b for b in re.findall(r"```python\n(.*?)```", README, re.S) if "class SumAdapter" in b
+    )
+    code = block[block.index("class SumAdapter") : block.index("\n\n\nhandle")]
     assert len(code.splitlines()) <= 30
-    namespace = {"tracker": SumTracker().eval(), "attach": gmmt_fusion.attach,
-                 "GenerativeFusion": gmmt_fusion.GenerativeFusion}
+    namespace = {
+        "tracker": SumTracker().eval(),
+        "attach": gmmt_fusion.attach,
+        "GenerativeFusion": gmmt_fusion.GenerativeFusion,
+    }
     exec(block, namespace)
     handle, case = namespace["handle"], CASES[3]
     assert not torch.equal(case.run(handle.network), case.run(case.build()))

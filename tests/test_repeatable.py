@@ -22,10 +22,17 @@ def own_generator(sampler: Any, *arguments: Any, **options: Any) -> Any:
 LOADERS = {
     "global": lambda **options: labels(shuffle=True, **options),
     "loader's": lambda **options: labels(shuffle=True, generator=torch.Generator(), **options),
-    "sampler's": lambda **options: labels(sampler=own_generator(RandomSampler, Labels()), **options),
-    "weighted": lambda **options: labels(sampler=own_generator(WeightedRandomSampler, torch.ones(8), 8), **options),
-    "batch sampler's": lambda **options: DataLoader(Labels(), batch_sampler=BatchSampler(
-        own_generator(RandomSampler, Labels()), 2, False), **options),
+    "sampler's": lambda **options: labels(
+        sampler=own_generator(RandomSampler, Labels()), **options
+    ),
+    "weighted": lambda **options: labels(
+        sampler=own_generator(WeightedRandomSampler, torch.ones(8), 8), **options
+    ),
+    "batch sampler's": lambda **options: DataLoader(
+        Labels(),
+        batch_sampler=BatchSampler(own_generator(RandomSampler, Labels()), 2, False),
+        **options,
+    ),
 }
 
 

@@ -16,8 +16,12 @@ each_variant = pytest.mark.parametrize("levels", [1, 3])
 
 
 def plugin(levels: int = 1, **options: object) -> GenerativeFusion:
-    fusion = GenerativeFusion(stand_ins.CHANNELS * levels, size=31, network_config={"width": 16, "heads": 2}, **options)
-    nn.init.normal_(fusion.network.last_layer.weight, std=0.1, generator=torch.Generator().manual_seed(0))
+    fusion = GenerativeFusion(
+        stand_ins.CHANNELS * levels, size=31, network_config={"width": 16, "heads": 2}, **options
+    )
+    nn.init.normal_(
+        fusion.network.last_layer.weight, std=0.1, generator=torch.Generator().manual_seed(0)
+    )
     return fusion
 
 
@@ -38,13 +42,27 @@ def test_streams_are_those_of_the_two_models(levels: int) -> None:
     model = siamban.two_stream(copy.deepcopy(rgb), tir)
     search = stand_ins.crops()[1]
     for index, single in enumerate((rgb, tir)):
-        ours, theirs = model.backbone(search)[index], single.backbone(search[:, 3 * index:3 * index + 3])
+        ours, theirs = (
+            model.backbone(search)[index],
+            single.backbone(search[:, 3 * index : 3 * index + 3]),
+        )
         for a, b in [(ours, theirs)] if levels == 1 else zip(ours, theirs, strict=True):
             assert torch.equal(a, b)
-    maps = model.neck.fusion(model.neck.rgb(model.backbone(search)[0]), model.neck.tir(model.backbone(search)[1]))
-    mean = [(a + b) / 2 for a, b in zip(*(single.neck(single.backbone(search[:, i:i + 3])) if levels == 3 else
-                                          [single.neck(single.backbone(search[:, i:i + 3]))]
-                                          for i, single in ((0, rgb), (3, tir))), strict=True)]
+    maps = model.neck.fusion(
+        model.neck.rgb(model.backbone(search)[0]), model.neck.tir(model.backbone(search)[1])
+    )
+    mean = [
+        (a + b) / 2
+        for a, b in zip(
+            *(
+                single.neck(single.backbone(search[:, i : i + 3]))
+                if levels == 3
+                else [single.neck(single.backbone(search[:, i : i + 3]))]
+                for i, single in ((0, rgb), (3, tir))
+            ),
+            strict=True,
+        )
+    ]
     for fused, expected in zip(maps if levels == 3 else [maps], mean, strict=True):
         torch.testing.assert_close(fused, expected, rtol=1e-3, atol=1e-4)
     with torch.no_grad():
@@ -61,7 +79,8 @@ def test_fusion_starts_at_the_mean_in_training_mode_too(levels: int) -> None:
     fused = model.neck.fusion(rgb, tir)
     for a, b, out in [(rgb, tir, fused)] if levels == 1 else zip(rgb, tir, fused, strict=True):
         mean = (a + b) / 2
-        # one scale a channel lies between the two: BatchNorm gives the map the modalities' own scale
+        # one scale a channel lies between the two: BatchNorm gives the map the modalities' own
+        # scale
         torch.testing.assert_close(out.mean((0, 2, 3)), mean.mean((0, 2, 3)), atol=1e-3, rtol=1e-3)
         correlation = torch.corrcoef(torch.stack([out.flatten(), mean.flatten()]))[0, 1]
         assert correlation > 0.95
@@ -82,8 +101,9 @@ def test_modes_flags_and_dtype_stay() -> None:
     single = stand_ins.single().double().train()
     single.backbone.eval().requires_grad_(False)
     model = siamban.two_stream(single)
-    assert model.neck.fusion.training and not any(m.training for s in (model.backbone.rgb, model.backbone.tir)
-                                                  for m in s.modules())
+    assert model.neck.fusion.training and not any(
+        m.training for s in (model.backbone.rgb, model.backbone.tir) for m in s.modules()
+    )
     assert not any(p.requires_grad for p in model.backbone.parameters())
     assert all(p.requires_grad for p in model.neck.parameters())
     assert {p.dtype for p in model.parameters()} == {torch.float64}
@@ -93,8 +113,11 @@ def test_layers_of_both_streams_answer_to_one_name() -> None:
     model = stand_ins.build()
     names = set(model.state_dict())
     layer = model.backbone.layer2
-    assert {id(p) for p in layer.parameters()} == {id(p) for stream in (model.backbone.rgb, model.backbone.tir)
-                                                   for p in stream.layer2.parameters()}
+    assert {id(p) for p in layer.parameters()} == {
+        id(p)
+        for stream in (model.backbone.rgb, model.backbone.tir)
+        for p in stream.layer2.parameters()
+    }
     layer.train()
     assert model.backbone.rgb.layer2[1].training and model.backbone.tir.layer2[1].training
     assert set(model.state_dict()) == names
@@ -117,13 +140,20 @@ def test_frames_of_one_modality_are_refused(channels: int) -> None:
 
 def test_models_that_are_none_are_refused() -> None:
     single, three = stand_ins.single(), stand_ins.single(3)
-    with pytest.raises(ValueError, match=r"model is a dict; expected the network, a ModelBuilder \(tracker\.model\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"model is a dict; expected the network, a ModelBuilder \(tracker\.model\)",
+    ):
         siamban.two_stream({})
-    with pytest.raises(ValueError, match=r"model \(Linear\) has no submodule 'backbone' .*; expected a SiamBAN"):
+    with pytest.raises(
+        ValueError, match=r"model \(Linear\) has no submodule 'backbone' .*; expected a SiamBAN"
+    ):
         siamban.two_stream(nn.Linear(1, 1))
     with pytest.raises(ValueError, match=r"tir_model \(Conv2d\) has no submodule 'backbone'"):
         siamban.two_stream(single, nn.Conv2d(1, 1, 1))
-    with pytest.raises(ValueError, match=r"tir_model's neck gives \[8, 8, 8\] channels a level; expected \[8\]"):
+    with pytest.raises(
+        ValueError, match=r"tir_model's neck gives \[8, 8, 8\] channels a level; expected \[8\]"
+    ):
         siamban.two_stream(single, three)
     with pytest.raises(ValueError, match="has two streams already"):
         siamban.two_stream(stand_ins.build())
@@ -142,7 +172,9 @@ def test_a_refusal_leaves_the_model_as_it_was() -> None:
 
 def test_heads_with_negative_distances_are_refused_and_mended() -> None:
     model = stand_ins.ModelBuilder()
-    with pytest.raises(ValueError, match=r"DepthwiseBAN gives distances that may be negative.*OneLevelHead"):
+    with pytest.raises(
+        ValueError, match=r"DepthwiseBAN gives distances that may be negative.*OneLevelHead"
+    ):
         siamban.two_stream(model)
     raw = stand_ins.run(model.eval(), channels=3)
     keys = set(model.state_dict())
@@ -155,7 +187,10 @@ def test_heads_with_negative_distances_are_refused_and_mended() -> None:
         siamban.OneLevelHead(nn.Linear(1, 1))
     model = stand_ins.single()
     model.head = stand_ins.MultiBAN(1)
-    with pytest.raises(ValueError, match=r"MultiBAN does not work with one level.*OneLevelHead\(model\.head\.box2\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"MultiBAN does not work with one level.*OneLevelHead\(model\.head\.box2\)",
+    ):
         siamban.two_stream(model)
 
 
@@ -177,8 +212,9 @@ def test_search_is_generated_and_template_is_not(levels: int, side: int) -> None
     with handle.recorded() as recorded:
         model.template(template)
         model.track(search)
-    assert [f.shape for f in [*recorded[0][0], recorded[0][1]]] \
-        == [(2, 8 * levels, (side - 7) // 8, (side - 7) // 8)] * 3
+    assert [f.shape for f in [*recorded[0][0], recorded[0][1]]] == [
+        (2, 8 * levels, (side - 7) // 8, (side - 7) // 8)
+    ] * 3
     assert len(recorded) == 1
 
 
@@ -187,29 +223,42 @@ def test_training_adds_a_generative_loss_for_the_search_region(levels: int) -> N
     model = stand_ins.build(levels)
     handle = attach(model, plugin(levels), calibrate=[(stand_ins.batch(model),)])
     sizes = []
-    model.neck.fusion.levels[0].register_forward_hook(lambda module, args, out: sizes.append(out.shape[-1]))
+    model.neck.fusion.levels[0].register_forward_hook(
+        lambda module, args, out: sizes.append(out.shape[-1])
+    )
     outputs = model.train()(stand_ins.batch(model))
     assert list(outputs) == ["total_loss", "cls_loss", "loc_loss", "generative_loss"]
     assert sizes == [7, 31]
     (outputs["total_loss"] + 3 * outputs["generative_loss"]).backward()
     assert all(p.grad is not None for p in handle.head.parameters())
-    assert all(p.grad is None for name, p in model.named_parameters() if not name.startswith("gmmt_fusion."))
+    assert all(
+        p.grad is None
+        for name, p in model.named_parameters()
+        if not name.startswith("gmmt_fusion.")
+    )
 
 
 @each_variant
 def test_the_head_gets_contiguous_maps(levels: int) -> None:
     model = stand_ins.build(levels).to(memory_format=torch.channels_last)
     attach(model, plugin(levels).to(memory_format=torch.channels_last))
-    assert torch.isfinite(stand_ins.run(model)).all()  # the stand-in's head uses .view, as upstream's
+    assert torch.isfinite(
+        stand_ins.run(model)
+    ).all()  # the stand-in's head uses .view, as upstream's
 
 
 def test_what_is_missing_is_said() -> None:
-    with pytest.raises(ValueError, match=r"SiamBANAdapter on ModelBuilder: 'neck' \(AdjustLayer\) is of one modality; "
-                                         r"call gmmt_fusion\.adapters\.siamban\.two_stream\(model\) first"):
+    with pytest.raises(
+        ValueError,
+        match=r"SiamBANAdapter on ModelBuilder: 'neck' \(AdjustLayer\) is of one modality; "
+        r"call gmmt_fusion\.adapters\.siamban\.two_stream\(model\) first",
+    ):
         attach(stand_ins.single(), plugin())
     with pytest.raises(ValueError, match="SiamBANAdapter on Linear: no submodule 'backbone'"):
         attach(nn.Linear(1, 1), plugin())
-    with pytest.raises(ValueError, match="built with channels=8; this ModelBuilder fuses maps of 24 channels"):
+    with pytest.raises(
+        ValueError, match="built with channels=8; this ModelBuilder fuses maps of 24 channels"
+    ):
         attach(stand_ins.build(3), plugin(1))
     with pytest.raises(ValueError, match="modalities=1; ModelBuilder has 2"):
         attach(stand_ins.build(), GenerativeFusion(8, modalities=1, size=31))
@@ -223,7 +272,9 @@ def test_levels_of_different_sizes_are_refused() -> None:
     model = stand_ins.build(3)
     attach(model, plugin(3))
     model.backbone.rgb.layer3[0].stride = model.backbone.tir.layer3[0].stride = (2, 2)
-    with pytest.raises(ValueError, match=r"levels have sizes \[\(26, 26\), \(52, 52\)\]; expected one size"):
+    with pytest.raises(
+        ValueError, match=r"levels have sizes \[\(26, 26\), \(52, 52\)\]; expected one size"
+    ):
         model.neck(model.backbone(stand_ins.crops(search=423)[1]))
 
 

@@ -79,7 +79,9 @@ def clean(monkeypatch):
 
 
 def command(out, *arguments, tracker="Follower"):
-    return main(["track", "--tracker", f"test_tracking:{tracker}", "--out", str(out), *map(str, arguments)])
+    return main(
+        ["track", "--tracker", f"test_tracking:{tracker}", "--out", str(out), *map(str, arguments)]
+    )
 
 
 @pytest.mark.parametrize("benchmark", benchmarks.BENCHMARKS)
@@ -90,7 +92,9 @@ def test_layouts(tmp_path, benchmark):
         assert (sequence.name, len(sequence), sequence.box.tolist()) == ("a", 4, BOX)
         assert sequence.truth.tolist() == [BOX] * 4
         pairs = list(sequence)
-        assert [visible[0, 0].tolist() for visible, _ in pairs] == [[100 + frame, 20, 10] for frame in range(4)]
+        assert [visible[0, 0].tolist() for visible, _ in pairs] == [
+            [100 + frame, 20, 10] for frame in range(4)
+        ]
         assert all(auxiliary.shape == (HEIGHT, WIDTH, 3) for _, auxiliary in pairs)
         expected = colour_map(picture(2, depth=True)) if layout.long_term else picture(2)
         assert np.array_equal(pairs[2][1], expected[..., ::-1])
@@ -116,7 +120,9 @@ def test_colour_map_is_that_of_vipt():
 def test_trackers_are_driven_as_their_own_scripts_do(tmp_path, tracker, benchmark, order):
     dataset(tmp_path, benchmark)
     ticks = []
-    boxes, confidences, seconds = run(tracker(), open_sequence(tmp_path / "a"), lambda: ticks.append(1))
+    boxes, confidences, seconds = run(
+        tracker(), open_sequence(tmp_path / "a"), lambda: ticks.append(1)
+    )
     assert boxes.tolist() == [[BOX[0] + frame, *BOX[1:]] for frame in range(4)]
     np.testing.assert_array_equal(confidences, [0] + [0.25 if tracker is Follower else np.nan] * 3)
     assert seconds > 0 and len(ticks) == 4
@@ -135,8 +141,13 @@ def test_command_tracks_resumes_and_is_evaluated(tmp_path, capsys, benchmark):
     assert "tracked 2 of 2 sequences: 8 frames" in capsys.readouterr().out
     rows = np.loadtxt(out / "a.txt", delimiter=",")
     assert rows[:, :4].tolist() == [[BOX[0] + frame, *BOX[1:]] for frame in range(4)]
-    assert rows[:, 4:].tolist() == ([[0], [0.25], [0.25], [0.25]] if benchmark == "depthtrack" else [[]] * 4)
-    assert [line.split(",")[:2] for line in (out / "times.csv").read_text().split()] == [["a", "4"], ["b", "4"]]
+    assert rows[:, 4:].tolist() == (
+        [[0], [0.25], [0.25], [0.25]] if benchmark == "depthtrack" else [[]] * 4
+    )
+    assert [line.split(",")[:2] for line in (out / "times.csv").read_text().split()] == [
+        ["a", "4"],
+        ["b", "4"],
+    ]
 
     whole = {path: path.read_bytes() for path in (out / "a.txt", out / "b.txt")}
     (out / "b.txt").unlink()
@@ -161,12 +172,20 @@ def test_command_tracks_resumes_and_is_evaluated(tmp_path, capsys, benchmark):
 def test_results_of_other_settings_are_not_mixed(tmp_path, capsys, monkeypatch, change, message):
     data, out = dataset(tmp_path / "data"), tmp_path / "out"
     (data / "names.txt").write_text("a\n")
-    assert command(out, "--benchmark", "lasher", "--data", data, "--sequences", data / "names.txt") == 0
+    assert (
+        command(out, "--benchmark", "lasher", "--data", data, "--sequences", data / "names.txt")
+        == 0
+    )
     monkeypatch.setattr(Follower, "start", change.get("start", 0.0))
     benchmark = change.get("benchmark", "lasher")
     for path in ("a/visible.txt", "a/infrared.txt", "b/visible.txt", "b/infrared.txt"):
         (data / path).write_text(",".join(map(str, BOX)))
-    assert command(out, "--benchmark", benchmark, "--data", data, tracker=change.get("tracker", "Follower")) == 2
+    assert (
+        command(
+            out, "--benchmark", benchmark, "--data", data, tracker=change.get("tracker", "Follower")
+        )
+        == 2
+    )
     assert message in capsys.readouterr().err
     assert not (out / "b.txt").exists()
 
@@ -205,7 +224,9 @@ def test_results_are_scored_though_a_modality_lacks_its_last_picture(tmp_path, c
     data, out = dataset(tmp_path / "data"), tmp_path / "out"
     (data / "b" / modality / "11.png").unlink()
     assert command(out, "--benchmark", "lasher", "--data", data) == 0
-    assert "auxiliary frames; the last stands in for the missing one of 4" in capsys.readouterr().err
+    assert (
+        "auxiliary frames; the last stands in for the missing one of 4" in capsys.readouterr().err
+    )
     channels = slice(0, 3) if modality == "visible" else slice(3, 6)
     assert np.array_equal(*(image[..., channels] for image in Follower.images[-2:]))
     assert not np.array_equal(*Follower.images[-2:])  # the other modality has its own
@@ -218,13 +239,20 @@ def test_truth_of_more_frames_is_told(tmp_path, capsys):
     for modality in ("visible", "infrared"):
         (data / "b" / modality / "11.png").unlink()
     assert command(tmp_path / "out", "--benchmark", "lasher", "--data", data) == 0
-    assert "b has 4 boxes of ground truth and 3 frames; its results will be too short" in capsys.readouterr().err
+    assert (
+        "b has 4 boxes of ground truth and 3 frames; its results will be too short"
+        in capsys.readouterr().err
+    )
 
 
 def test_video_that_is_shorter_than_it_says(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(cv2, "CAP_PROP_FRAME_COUNT", cv2.CAP_PROP_FRAME_WIDTH)  # announces 48 frames
+    monkeypatch.setattr(
+        cv2, "CAP_PROP_FRAME_COUNT", cv2.CAP_PROP_FRAME_WIDTH
+    )  # announces 48 frames
     path = video(tmp_path / "car.mp4", 5)
-    assert command(tmp_path / "out", "--visible", path, "--auxiliary", path, "--box", "4,6,10,8") == 0
+    assert (
+        command(tmp_path / "out", "--visible", path, "--auxiliary", path, "--box", "4,6,10,8") == 0
+    )
     assert "car.mp4 announces 48 frames, and 5 can be read" in capsys.readouterr().err
 
 
@@ -242,26 +270,70 @@ def remove(data):
 
 DAMAGE = {
     "no data": ({"data": "none"}, None, "none is not a folder"),
-    "no sequences": ({"benchmark": "gtot"}, None, "has no gtot sequences; expected folders <sequence>/v and"),
-    "unknown sequence": ({}, lambda data: (data / "names.txt").write_text("a\nc\n"), "/c is not a folder"),
+    "no sequences": (
+        {"benchmark": "gtot"},
+        None,
+        "has no gtot sequences; expected folders <sequence>/v and",
+    ),
+    "unknown sequence": (
+        {},
+        lambda data: (data / "names.txt").write_text("a\nc\n"),
+        "/c is not a folder",
+    ),
     "no pictures": ({}, remove, "b/infrared has no pictures"),
-    "no picture": ({}, overwrite("b/visible/8.png", "text"), "b/visible/8.png cannot be read as a picture"),
-    "a later one": ({}, overwrite("a/infrared/10.png", ""), "a/infrared/10.png cannot be read as a picture"),
+    "no picture": (
+        {},
+        overwrite("b/visible/8.png", "text"),
+        "b/visible/8.png cannot be read as a picture",
+    ),
+    "a later one": (
+        {},
+        overwrite("a/infrared/10.png", ""),
+        "a/infrared/10.png cannot be read as a picture",
+    ),
     "other size": (
         {},
         lambda data: cv2.imwrite(str(data / "b/visible/8.png"), np.zeros((4, 5, 3), np.uint8)),
         "b, frame 1: the visible picture has 5×4 pixels, the auxiliary one 33×25",
     ),
-    "no truth": ({}, lambda data: (data / "b/init.txt").unlink(), "lacks ground truth of sequence 'b'"),
+    "no truth": (
+        {},
+        lambda data: (data / "b/init.txt").unlink(),
+        "lacks ground truth of sequence 'b'",
+    ),
     "bad truth": ({}, overwrite("b/init.txt", "1,2,3"), "b/init.txt, line 1: 3 columns"),
-    "empty box": ({}, overwrite("b/init.txt", "1,2,0,4"), "b: the box in the first frame is 1,2,0,4; expected"),
-    "no box": ({}, overwrite("b/init.txt", "nan,nan,nan,nan\n1,2,3,4"), "b: the box in the first frame is nan,nan"),
-    "outside": ({}, overwrite("b/init.txt", "40,2,5,5"), "b: the box 40,2,5,5 lies outside the first frame of 33×25"),
+    "empty box": (
+        {},
+        overwrite("b/init.txt", "1,2,0,4"),
+        "b: the box in the first frame is 1,2,0,4; expected",
+    ),
+    "no box": (
+        {},
+        overwrite("b/init.txt", "nan,nan,nan,nan\n1,2,3,4"),
+        "b: the box in the first frame is nan,nan",
+    ),
+    "outside": (
+        {},
+        overwrite("b/init.txt", "40,2,5,5"),
+        "b: the box 40,2,5,5 lies outside the first frame of 33×25",
+    ),
     "nan box": ({"tracker": "Lost"}, None, "a, frame 2: the tracker's box is [1.0, 2.0, nan, 4.0]"),
-    "no dict": ({"tracker": "Mute"}, None, "Mute.track returned list; expected a dict with 'target_bbox'"),
-    "no tracker": ({"tracker": "Idle"}, None, "Idle has no initialize(image, info) and track(image)"),
+    "no dict": (
+        {"tracker": "Mute"},
+        None,
+        "Mute.track returned list; expected a dict with 'target_bbox'",
+    ),
+    "no tracker": (
+        {"tracker": "Idle"},
+        None,
+        "Idle has no initialize(image, info) and track(image)",
+    ),
     "no function": ({"tracker": "missing"}, None, "test_tracking has no function 'missing'"),
-    "arguments": ({"tracker": "needs_arguments"}, None, "cannot be called without arguments: missing a required"),
+    "arguments": (
+        {"tracker": "needs_arguments"},
+        None,
+        "cannot be called without arguments: missing a required",
+    ),
     "no fusion point": ({"fusion": "none"}, None, "error: no fusion point was found"),
 }
 
@@ -274,7 +346,12 @@ def test_bad_input_is_one_sentence(tmp_path, capsys, monkeypatch, damage):
     (data / "names.txt").write_text("a\nb\n")
     if change:
         change(data)
-    arguments = ["--benchmark", options.get("benchmark", "lasher"), "--data", options.get("data", data)]
+    arguments = [
+        "--benchmark",
+        options.get("benchmark", "lasher"),
+        "--data",
+        options.get("data", data),
+    ]
     arguments += [] if "benchmark" in options else ["--sequences", data / "names.txt"]
     arguments += ["--fusion", options["fusion"]] if "fusion" in options else []
     assert command("out", *arguments, tracker=options.get("tracker", "Follower")) == 2
@@ -286,11 +363,23 @@ def test_bad_input_is_one_sentence(tmp_path, capsys, monkeypatch, damage):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--benchmark", "lasher"], "expected --benchmark and --data, or else --visible, --auxiliary and --box"),
-        (["--visible", "a", "--auxiliary", "b", "--box", "1,2,3,4", "--data", "x"], "expected --benchmark"),
+        (
+            ["--benchmark", "lasher"],
+            "expected --benchmark and --data, or else --visible, --auxiliary and --box",
+        ),
+        (
+            ["--visible", "a", "--auxiliary", "b", "--box", "1,2,3,4", "--data", "x"],
+            "expected --benchmark",
+        ),
         (["--visible", "a.mp4", "--auxiliary", "b", "--box", "1,2,3,4"], "a.mp4 does not exist"),
-        (["--visible", "text.mp4", "--auxiliary", "text.mp4", "--box", "1,2,3,4"], "text.mp4 cannot be read as a vid"),
-        (["--visible", "v.mp4", "--auxiliary", "v.mp4", "--box=-9,2,3,4"], "v: the box -9,2,3,4 lies outside"),
+        (
+            ["--visible", "text.mp4", "--auxiliary", "text.mp4", "--box", "1,2,3,4"],
+            "text.mp4 cannot be read as a vid",
+        ),
+        (
+            ["--visible", "v.mp4", "--auxiliary", "v.mp4", "--box=-9,2,3,4"],
+            "v: the box -9,2,3,4 lies outside",
+        ),
     ],
 )
 def test_bad_pairs(tmp_path, capsys, monkeypatch, arguments, message):
@@ -319,7 +408,9 @@ def test_interruption_leaves_nothing_half_written(tmp_path, capsys, monkeypatch,
         assert command(out, *arguments) == 130
     assert "interrupted" in capsys.readouterr().err
     found = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
-    assert found == sorted(["a.txt", "times.csv", "tracking.json", *(["videos/a.mp4"] if where == "tracker" else [])])
+    assert found == sorted(
+        ["a.txt", "times.csv", "tracking.json", *(["videos/a.mp4"] if where == "tracker" else [])]
+    )
     assert not list(out.rglob(".*"))
     assert command(out, *arguments) == 0
     assert (out / "videos" / "a.mp4").is_file() and (out / "b.txt").is_file()
@@ -348,7 +439,9 @@ def test_tracker_of_a_file_finds_what_lies_beside_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "mine")
     assert isinstance(load_tracker("beside:build"), Follower)
     (tmp_path / "mine" / "broken.py").write_text("import no_such_package\n")
-    with pytest.raises(ImportError, match=r"broken\.py cannot be imported: No module named 'no_such_package'"):
+    with pytest.raises(
+        ImportError, match=r"broken\.py cannot be imported: No module named 'no_such_package'"
+    ):
         load_tracker("broken.py:build")
     with pytest.raises(FileNotFoundError, match=r"none\.py: no such file"):
         load_tracker("none.py:build")
@@ -361,7 +454,9 @@ def test_embedded_tracker_takes_a_fusion(tmp_path):
     fusion = GenerativeFusion.preset("small", 64, SEARCH_MAP)
     donor = embedded_tracker.build()
     attach(donor, fusion, donor.adapter).save_pretrained(tmp_path / "fusion")
-    sequence = open_sequence(write_sequence(generate_sequence(TEST_SEEDS[0], frames=3), tmp_path / "walk"))
+    sequence = open_sequence(
+        write_sequence(generate_sequence(TEST_SEEDS[0], frames=3), tmp_path / "walk")
+    )
     tracker = load_tracker("embedded_tracker:build", tmp_path / "fusion")
     fused, _, _ = run(tracker, sequence)
     with Attachment.of(tracker).disabled():

@@ -38,7 +38,7 @@ def dataset(folder, benchmark="lasher", names=("a", "b"), count=4):
     for name in names:
         for kind, depth in zip(layout.pictures, (False, layout.long_term), strict=True):
             pictures(folder / name / kind, count, depth)
-        for (file, *_) in layout.truth:
+        for file, *_ in layout.truth:
             rows = [BOX] * count
             if benchmark == "gtot":  # from the lower right corner to the upper left
                 rows = [[BOX[0] + BOX[2], BOX[1] + BOX[3], BOX[0], BOX[1]]] * count

@@ -12,7 +12,9 @@ CHANNELS = 8
 
 
 def stream(channels: int = CHANNELS) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(3, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.Dropout(0.5), nn.Tanh())
+    return nn.Sequential(
+        nn.Conv2d(3, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.Dropout(0.5), nn.Tanh()
+    )
 
 
 class BoxHead(nn.Sequential):
@@ -21,8 +23,11 @@ class BoxHead(nn.Sequential):
     feat_sz = 8
 
     def __init__(self) -> None:
-        super().__init__(nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1), nn.BatchNorm2d(CHANNELS),
-                         nn.Conv2d(CHANNELS, 4, 1))
+        super().__init__(
+            nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1),
+            nn.BatchNorm2d(CHANNELS),
+            nn.Conv2d(CHANNELS, 4, 1),
+        )
 
     def cal_bbox(self, score: Tensor) -> Tensor:
         return score.amax((-1, -2)) * self.feat_sz
@@ -34,8 +39,11 @@ class ConcatTracker(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.rgb, self.tir = stream(), stream()
-        self.fuse = nn.Sequential(nn.Conv2d(2 * CHANNELS, CHANNELS, 3, padding=1), nn.BatchNorm2d(CHANNELS),
-                                  nn.ReLU(inplace=True))
+        self.fuse = nn.Sequential(
+            nn.Conv2d(2 * CHANNELS, CHANNELS, 3, padding=1),
+            nn.BatchNorm2d(CHANNELS),
+            nn.ReLU(inplace=True),
+        )
         self.box_head = BoxHead()
 
     def forward(self, template: Tensor, search: Tensor) -> dict[str, Tensor]:
@@ -45,7 +53,9 @@ class ConcatTracker(nn.Module):
 
 
 class MapsTracker(nn.Module):
-    """A fusion module of three maps in keywords, a head of two arguments inside a container, a tuple out."""
+    """A fusion module of three maps in keywords, a head of two arguments inside a container, a
+    tuple out.
+    """
 
     class Fusion(nn.Module):
         def __init__(self) -> None:
@@ -77,7 +87,9 @@ class MapsTracker(nn.Module):
 
 
 class SiameseTracker(nn.Module):
-    """A fusion called on template and search alike, `template` and `track` beside `forward`, as SiamBAN."""
+    """A fusion called on template and search alike, `template` and `track` beside `forward`, as
+    SiamBAN.
+    """
 
     class Fusion(nn.Conv2d):
         def forward(self, maps: list[Tensor]) -> Tensor:
@@ -112,7 +124,9 @@ class SiameseTracker(nn.Module):
 
 
 class SumTracker(nn.Module):
-    """Fuses by a sum in the middle of `forward`; its modality maps are two calls of one norm on tokens."""
+    """Fuses by a sum in the middle of `forward`; its modality maps are two calls of one norm on
+    tokens.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,7 +135,10 @@ class SumTracker(nn.Module):
         self.head = BoxHead()
 
     def forward(self, template: Tensor, search: Tensor) -> dict[str, Tensor]:
-        rgb, tir = (self.norm(self.embed(rearrange(x, "b c h w -> b (h w) c"))) for x in search.split(3, dim=1))
+        rgb, tir = (
+            self.norm(self.embed(rearrange(x, "b c h w -> b (h w) c")))
+            for x in search.split(3, dim=1)
+        )
         fused = rearrange(rgb + tir, "b (h w) c -> b c h w", h=search.shape[-2])
         return {"scores": self.head(fused)}
 

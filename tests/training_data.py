@@ -1,4 +1,6 @@
-"""Loaders and tracking losses for the hosts of `cases`, which bring inputs of two samples themselves."""
+"""Loaders and tracking losses for the hosts of `cases`, which bring inputs of two samples
+themselves.
+"""
 
 from typing import Any
 

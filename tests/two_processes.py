@@ -8,7 +8,9 @@ from torch import Tensor, distributed
 
 
 def run_in_two_processes(check: Callable[[int], None]) -> None:
-    """Call `check(rank)` in each; a failed assertion in one of them fails here. `check` is at module level."""
+    """Call `check(rank)` in each; a failed assertion in one of them fails here. `check` is at
+    module level.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -24,7 +26,9 @@ def of_both(tensor: Tensor) -> list[Tensor]:
 
 def _start(rank: int, port: int, check: Callable[[int], None]) -> None:
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
+    )
     check(rank)
     distributed.barrier()
     distributed.destroy_process_group()

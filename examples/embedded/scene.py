@@ -1,4 +1,6 @@
-"""A generated RGB-T scene: who moves where, what goes wrong in which modality and when, and how a frame looks."""
+"""A generated RGB-T scene: who moves where, what goes wrong in which modality and when, and how a
+frame looks.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +19,20 @@ ATTRIBUTE_OF = {"dark": "LI", "glare": "HI", "flicker": "AIV", "crossover": "TC"
 
 @lru_cache(maxsize=4)
 def _grain(height: int, width: int) -> np.ndarray:
-    """Unit normal noise (height + 64, width + 64, 3) that frames cut their noise from: drawing it anew is slow."""
+    """Unit normal noise (height + 64, width + 64, 3) that frames cut their noise from: drawing it
+    anew is slow.
+    """
     return np.random.default_rng(7).standard_normal((height + 64, width + 64, 3), dtype=np.float32)
 
 
 class Actor:
-    """An object with its poses, its way (frames, 2) of centres and its size (frames, 2) as w, h; in frame pixels."""
+    """An object with its poses, its way (frames, 2) of centres and its size (frames, 2) as w, h; in
+    frame pixels.
+    """
 
-    def __init__(self, poses: list[np.ndarray], centres: np.ndarray, sizes: np.ndarray, stride: int = 3):
+    def __init__(
+        self, poses: list[np.ndarray], centres: np.ndarray, sizes: np.ndarray, stride: int = 3
+    ):
         self.pyramids = [[pose] for pose in poses]
         for levels in self.pyramids:
             while max(levels[-1].shape[:2]) > 24:
@@ -45,7 +53,9 @@ class Actor:
         # The coarsest level that is still as fine as the drawn size: no aliasing.
         picture = next((level for level in reversed(levels) if level.shape[0] >= h), levels[0])
         sx, sy = w / picture.shape[1], h / picture.shape[0]
-        matrix = np.array([[sx, 0, x - w / 2 - left + 0.5 * sx - 0.5], [0, sy, y - h / 2 - top + 0.5 * sy - 0.5]])
+        matrix = np.array(
+            [[sx, 0, x - w / 2 - left + 0.5 * sx - 0.5], [0, sy, y - h / 2 - top + 0.5 * sy - 0.5]]
+        )
         size = (right - left, bottom - top)
         colour = cv2.warpAffine(picture[..., :3], matrix, size)
         rest = cv2.warpAffine(picture[..., 3:], matrix, size)
@@ -63,7 +73,10 @@ def poses_of(kind: str, look: Look) -> list[np.ndarray]:
     pictures = [sprite(kind, look, phase) for phase in range(PHASES.get(kind, 1))]
     covered = np.max([p[..., 4] for p in pictures], axis=0) > 0.3
     rows, columns = np.flatnonzero(covered.any(1)), np.flatnonzero(covered.any(0))
-    return [np.ascontiguousarray(p[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]) for p in pictures]
+    return [
+        np.ascontiguousarray(p[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
+        for p in pictures
+    ]
 
 
 class Scene:
@@ -72,19 +85,29 @@ class Scene:
     degraded: False leaves out what goes wrong in a modality, and nothing else.
     """
 
-    def __init__(self, seed: int, frames: int, size: tuple[int, int], severity: float, degraded: bool = True):
+    def __init__(
+        self, seed: int, frames: int, size: tuple[int, int], severity: float, degraded: bool = True
+    ):
         self.seed, self.frames, self.severity = seed, frames, severity
         self.width, self.height = size
         rng = np.random.default_rng([seed, 2024])
-        visible, heat, self.place = background(rng, self.height + 2 * MARGIN, self.width + 2 * MARGIN)
-        self.visible_world, self.heat_world = np.rint(visible).astype(np.uint8), np.rint(heat).astype(np.uint8)
+        visible, heat, self.place = background(
+            rng, self.height + 2 * MARGIN, self.width + 2 * MARGIN
+        )
+        self.visible_world, self.heat_world = (
+            np.rint(visible).astype(np.uint8),
+            np.rint(heat).astype(np.uint8),
+        )
         self.attributes: set[str] = set()
         self._plan_target(rng, float(heat.mean()))
         self._plan_company(rng, float(heat.mean()))
         self._plan_occluders(rng)
         self._plan_troubles(rng)
         if not degraded:
-            self.troubles, self.frozen = {name: 0 * curve for name, curve in self.troubles.items()}, {}
+            self.troubles, self.frozen = (
+                {name: 0 * curve for name, curve in self.troubles.items()},
+                {},
+            )
         self.fog = noise_map(rng, self.height, self.width + 160, (4, 8, 16), 0.6)
         self.stripes = rng.standard_normal((1, self.width), dtype=np.float32)
         self.sigmas = rng.uniform(1.5, 4), rng.uniform(2.5, 6)  # of the sensors' own noise
@@ -108,8 +131,12 @@ class Scene:
         time = np.cumsum(rate)
         aspect = poses[0].shape[1] / poses[0].shape[0]
         mean_side = rng.uniform(18, 44) * min(self.width, self.height) / 256
-        growth = np.exp(rng.uniform(0.02, 0.35) * self._wave(rng, np.arange(self.frames), (50, 200)))
-        turn = 1 - rng.uniform(0, 0.25) * (0.5 + 0.5 * self._wave(rng, np.arange(self.frames))) * (aspect > 1.2)
+        growth = np.exp(
+            rng.uniform(0.02, 0.35) * self._wave(rng, np.arange(self.frames), (50, 200))
+        )
+        turn = 1 - rng.uniform(0, 0.25) * (0.5 + 0.5 * self._wave(rng, np.arange(self.frames))) * (
+            aspect > 1.2
+        )
         sides = np.minimum(mean_side * growth, 0.3 * min(self.width, self.height))
         sizes = np.stack([sides * np.sqrt(aspect) * turn, sides / np.sqrt(aspect)], 1)
         room = np.array([self.width, self.height]) / 2 - sizes.max(0) / 2 - 3
@@ -119,9 +146,15 @@ class Scene:
         centres = centre + reach * ways
         self.target = Actor(poses, centres, sizes)
         travel = rng.uniform(0.1, 1.0) * (MARGIN - 3)
-        self.camera = travel * np.stack([self._wave(rng, time, (80, 220)), 0.4 * self._wave(rng, time, (80, 220))], 1)
+        self.camera = travel * np.stack(
+            [self._wave(rng, time, (80, 220)), 0.4 * self._wave(rng, time, (80, 220))], 1
+        )
         self.boxes = np.concatenate([centres - sizes / 2, sizes], 1)
-        steps = np.linalg.norm(np.diff(self.boxes[:, :2], axis=0), axis=1) if self.frames > 1 else np.zeros(1)
+        steps = (
+            np.linalg.norm(np.diff(self.boxes[:, :2], axis=0), axis=1)
+            if self.frames > 1
+            else np.zeros(1)
+        )
         areas = sizes.prod(1)
         marks = {
             "FM": steps.max() > 12, "SV": areas.max() > 1.6 * areas.min(), "CM": travel > 0.6 * MARGIN,
@@ -135,7 +168,9 @@ class Scene:
             self.attributes.add("MB")
 
     def _pass_by(self, rng, time: float, speed: tuple[float, float], offset: float) -> np.ndarray:
-        """Centres (frames, 2) that come near the target's at the given time, moving steadily relative to it."""
+        """Centres (frames, 2) that come near the target's at the given time, moving steadily
+        relative to it.
+        """
         angle = rng.uniform(0, 2 * np.pi)
         heading = np.array([np.cos(angle), 0.5 * np.sin(angle)])
         across = np.array([-heading[1], heading[0]]) / np.linalg.norm(heading)
@@ -165,8 +200,12 @@ class Scene:
                 look.body = np.clip(look.body + rng.normal(0, 28, 3), 5, 250).astype(np.float32)
                 look.heat, look.hot = look.heat + rng.normal(0, 14), look.hot + rng.normal(0, 14)
                 look.pattern, look.heat_pattern = other.pattern, other.heat_pattern
-            centres = self._pass_by(rng, rng.uniform(8, max(9, self.frames)), (0.8, 3.5), side * rng.uniform(0.4, 1.5))
-            actor = Actor(poses_of(self.kind, look), centres, self.target.sizes * rng.uniform(0.9, 1.12))
+            centres = self._pass_by(
+                rng, rng.uniform(8, max(9, self.frames)), (0.8, 3.5), side * rng.uniform(0.4, 1.5)
+            )
+            actor = Actor(
+                poses_of(self.kind, look), centres, self.target.sizes * rng.uniform(0.9, 1.12)
+            )
             (self.behind if rng.random() < 0.75 else self.before).append(actor)
         if count:
             self.attributes.add("SA")
@@ -181,18 +220,28 @@ class Scene:
             whole = number >= partial
             if self.frames < 16:
                 break
-            size = largest * (rng.uniform(1.35, 1.6, 2) if whole else [rng.uniform(0.4, 0.7), rng.uniform(1.2, 3)])
+            size = largest * (
+                rng.uniform(1.35, 1.6, 2) if whole else [rng.uniform(0.4, 0.7), rng.uniform(1.2, 3)]
+            )
             time = rng.uniform(12, self.frames - 3)
             # A total occlusion hides everything for about (w_occluder - w) / speed frames.
-            speed = (size[0] - largest[0]) / rng.uniform(3, 3 + 4 * self.severity) if whole else rng.uniform(1.5, 3)
+            speed = (
+                (size[0] - largest[0]) / rng.uniform(3, 3 + 4 * self.severity)
+                if whole
+                else rng.uniform(1.5, 3)
+            )
             centres = self.target.centres.copy()
             centres[:, 0] += (np.arange(self.frames) - time) * max(speed, 0.8) * rng.choice([-1, 1])
             paint, warmth = muted(rng, 40, 190, 0.35), rng.uniform(40, 190)
             panel = Canvas(64, 48, paint, warmth)
             for row in range(0, 64, int(rng.integers(8, 24))):
-                panel.rectangle(0, row, 48, 1, paint * rng.uniform(0.6, 1.3), warmth * rng.uniform(0.75, 1.2))
+                panel.rectangle(
+                    0, row, 48, 1, paint * rng.uniform(0.6, 1.3), warmth * rng.uniform(0.75, 1.2)
+                )
             texture = 0.7 + 0.6 * noise_map(rng, 64, 48, (3, 9, 20), 0.8)
-            picture = np.dstack([panel.rgb * texture[..., None], panel.heat * texture, np.ones_like(texture)])
+            picture = np.dstack(
+                [panel.rgb * texture[..., None], panel.heat * texture, np.ones_like(texture)]
+            )
             picture = np.clip(picture, 0, 250).astype(np.float32)
             self.before.append(Actor([picture], centres, np.tile(size, (self.frames, 1))))
             self.attributes.add("TO" if whole else "PO")
@@ -200,29 +249,47 @@ class Scene:
             self.attributes.add("NO")
 
     def _plan_troubles(self, rng) -> None:
-        """Strength 0..1.5 of every trouble in every frame: mostly one modality suffers, and often it flips."""
-        self.troubles = {name: np.zeros(self.frames, np.float32) for name in VISIBLE_TROUBLES + INFRARED_TROUBLES}
-        regime = rng.choice(["visible", "infrared", "flip", "alternate", "mild"], p=[0.2, 0.2, 0.32, 0.24, 0.04])
+        """Strength 0..1.5 of every trouble in every frame: mostly one modality suffers, and often
+        it flips.
+        """
+        self.troubles = {
+            name: np.zeros(self.frames, np.float32) for name in VISIBLE_TROUBLES + INFRARED_TROUBLES
+        }
+        regime = rng.choice(
+            ["visible", "infrared", "flip", "alternate", "mild"], p=[0.2, 0.2, 0.32, 0.24, 0.04]
+        )
         first, n = int(rng.integers(2)), self.frames
         segments = []  # (modality, start, end)
         start = 0 if rng.random() < 0.35 else int(rng.integers(5, 15))
         if regime in ("visible", "infrared", "mild"):
-            segments.append((0 if regime == "visible" else 1 if regime == "infrared" else first, start, n))
+            segments.append(
+                (0 if regime == "visible" else 1 if regime == "infrared" else first, start, n)
+            )
         else:
             parts = 2 if regime == "flip" else int(rng.integers(3, 5))
-            cuts = np.linspace(start, n, parts + 1) + np.r_[0, rng.uniform(-0.12, 0.12, parts - 1) * n / parts, 0]
+            cuts = (
+                np.linspace(start, n, parts + 1)
+                + np.r_[0, rng.uniform(-0.12, 0.12, parts - 1) * n / parts, 0]
+            )
             overlap = (1 + 3 * (self.severity - 1)) * n / 60  # for a moment both suffer
             segments += [
-                ((first + i) % 2, int(cuts[i] - overlap * (i > 0)), int(cuts[i + 1] + overlap)) for i in range(parts)
+                ((first + i) % 2, int(cuts[i] - overlap * (i > 0)), int(cuts[i + 1] + overlap))
+                for i in range(parts)
             ]
         for modality, begin, end in segments:
             names = INFRARED_TROUBLES if modality else VISIBLE_TROUBLES
             name = names[rng.integers(len(names))]
-            strength = self.severity * (rng.uniform(0.2, 0.4) if regime == "mild" else rng.uniform(0.75, 1.05))
+            strength = self.severity * (
+                rng.uniform(0.2, 0.4) if regime == "mild" else rng.uniform(0.75, 1.05)
+            )
             self._trouble(rng, name, begin, end, strength)
         for names in (VISIBLE_TROUBLES, INFRARED_TROUBLES):  # and a little of something in both
-            self._trouble(rng, names[rng.integers(len(names))], 0, n, rng.uniform(0, 0.42) * self.severity)
-        if rng.random() < 0.15 * self.severity and n > 24:  # the thermal camera's shutter: its picture stands still
+            self._trouble(
+                rng, names[rng.integers(len(names))], 0, n, rng.uniform(0, 0.42) * self.severity
+            )
+        if (
+            rng.random() < 0.15 * self.severity and n > 24
+        ):  # the thermal camera's shutter: its picture stands still
             begin = int(rng.integers(10, n - 6))
             self.frozen = {t: begin for t in range(begin, begin + int(rng.integers(3, 7)))}
             self.attributes.add("FL")
@@ -275,7 +342,12 @@ class Scene:
             kernel = np.zeros((11, 11), np.float32)
             reach = np.diff(self.camera[t - 1 : t + 1], axis=0)[0]
             reach = reach / (np.linalg.norm(reach) + 1e-6) * self.blur[t] / 2
-            cv2.line(kernel, tuple(np.rint(5 - reach).astype(int)), tuple(np.rint(5 + reach).astype(int)), 1)
+            cv2.line(
+                kernel,
+                tuple(np.rint(5 - reach).astype(int)),
+                tuple(np.rint(5 + reach).astype(int)),
+                1,
+            )
             rgb = cv2.filter2D(rgb, -1, kernel / kernel.sum())
         if level["smoke"] > 0:
             shift = (2 * t + self.seed) % 160
@@ -286,7 +358,9 @@ class Scene:
             x, y = self.target.centres[t] + self.glare_offset
             ys = np.exp(-(((np.arange(self.height) - y) / self.glare_width) ** 2) / 2)
             xs = np.exp(-(((np.arange(self.width) - x) / self.glare_width) ** 2) / 2)
-            glow = (460 * level["glare"] * np.outer(ys, xs) + 60 * level["glare"]).astype(np.float32)
+            glow = (460 * level["glare"] * np.outer(ys, xs) + 60 * level["glare"]).astype(
+                np.float32
+            )
             rgb = rgb * (1 - 0.35 * min(level["glare"], 1)) + glow[..., None]
         dark = max(level["dark"], level["flicker"])
         gain = 1 - 0.94 * min(dark, 1.0) ** 0.45 if dark > 0 else 1 - 0.8 * level["flicker"]

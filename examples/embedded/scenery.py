@@ -1,6 +1,8 @@
-"""Procedural pictures for the generated sequences: paired visible and thermal backgrounds, and object sprites.
+"""Procedural pictures for the generated sequences: paired visible and thermal backgrounds, and
+object sprites.
 
-Colours are RGB in 0..255, heat is the thermal intensity in 0..255, alpha is in 0..1; everything is float32.
+Colours are RGB in 0..255, heat is the thermal intensity in 0..255, alpha is in 0..1; everything is
+float32.
 """
 
 from __future__ import annotations
@@ -11,18 +13,31 @@ import cv2
 import numpy as np
 
 SPRITE = 80  # longer side of a sprite at its finest level, pixels
-ASPECTS = {"person": 0.42, "cyclist": 0.8, "car": 2.0, "van": 1.5, "dog": 1.45, "boat": 1.7, "drone": 1.9, "ball": 1.0}
+ASPECTS = {
+    "person": 0.42,
+    "cyclist": 0.8,
+    "car": 2.0,
+    "van": 1.5,
+    "dog": 1.45,
+    "boat": 1.7,
+    "drone": 1.9,
+    "ball": 1.0,
+}
 PHASES = {"person": 4, "cyclist": 2, "dog": 2}  # poses of the kinds that move their legs
 
 
-def noise_map(rng: np.random.Generator, height: int, width: int, octaves=(4, 9, 20, 45), roughness=0.6) -> np.ndarray:
+def noise_map(
+    rng: np.random.Generator, height: int, width: int, octaves=(4, 9, 20, 45), roughness=0.6
+) -> np.ndarray:
     """Multi-octave noise (height, width), normalised to 0..1."""
     total = np.zeros((height, width), np.float32)
     weight = 1.0
     for cells in octaves:
         rows = max(2, round(cells * height / width))
         total += weight * cv2.resize(
-            rng.random((rows, cells), dtype=np.float32), (width, height), interpolation=cv2.INTER_LINEAR
+            rng.random((rows, cells), dtype=np.float32),
+            (width, height),
+            interpolation=cv2.INTER_LINEAR,
         )
         weight *= roughness
     low, high = float(total.min()), float(total.max())
@@ -68,7 +83,9 @@ def _rgb(colour) -> tuple[float, float, float]:
 
 def tint(rng: np.random.Generator, colour, amount: float = 18.0) -> np.ndarray:
     """A colour (3,) near the given one."""
-    return np.clip(np.asarray(colour, np.float32) + rng.normal(0, amount, 3).astype(np.float32), 5, 250)
+    return np.clip(
+        np.asarray(colour, np.float32) + rng.normal(0, amount, 3).astype(np.float32), 5, 250
+    )
 
 
 def muted(rng: np.random.Generator, low: float, high: float, saturation: float = 0.6) -> np.ndarray:
@@ -95,7 +112,9 @@ def _trees(canvas: Canvas, rng, count: int, region, heat: float) -> None:
 
 
 def _building(canvas: Canvas, rng, x, y, w, h) -> None:
-    wall = tint(rng, [(150, 130, 112), (120, 120, 128), (165, 150, 130), (110, 84, 72)][rng.integers(4)], 10)
+    wall = tint(
+        rng, [(150, 130, 112), (120, 120, 128), (165, 150, 130), (110, 84, 72)][rng.integers(4)], 10
+    )
     heat = rng.uniform(80, 140)
     canvas.rectangle(x, y, w, h, wall, heat)
     canvas.rectangle(x, y, w, max(3, 0.06 * h), wall * 0.6, heat - 25)
@@ -103,7 +122,14 @@ def _building(canvas: Canvas, rng, x, y, w, h) -> None:
     for row in np.arange(y + 10, y + h - 12, step):
         for column in np.arange(x + 7, x + w - 9, step):
             shine = rng.uniform(0.5, 1.3)
-            canvas.rectangle(column, row, step * 0.45, step * 0.5, np.array((70, 84, 100)) * shine, heat + lit * shine)
+            canvas.rectangle(
+                column,
+                row,
+                step * 0.45,
+                step * 0.5,
+                np.array((70, 84, 100)) * shine,
+                heat + lit * shine,
+            )
 
 
 def _road(canvas: Canvas, rng) -> None:
@@ -116,9 +142,17 @@ def _road(canvas: Canvas, rng) -> None:
             _building(canvas, rng, x, skyline - rng.uniform(30, 70), w, skyline)
         x += w + rng.uniform(0, 40)
     _trees(canvas, rng, 10, (0, skyline * 0.8, width, 40), rng.uniform(60, 95))
-    middle, slope, wide = rng.uniform(0.5, 0.75) * height, rng.uniform(-0.12, 0.12), rng.uniform(0.28, 0.45) * height
+    middle, slope, wide = (
+        rng.uniform(0.5, 0.75) * height,
+        rng.uniform(-0.12, 0.12),
+        rng.uniform(0.28, 0.45) * height,
+    )
     xs = np.linspace(-20, width + 20, 12)
-    ys = middle + slope * (xs - width / 2) + 14 * np.sin(xs / width * rng.uniform(2, 5) + rng.uniform(0, 6))
+    ys = (
+        middle
+        + slope * (xs - width / 2)
+        + 14 * np.sin(xs / width * rng.uniform(2, 5) + rng.uniform(0, 6))
+    )
     asphalt, warmth = tint(rng, (92, 92, 96), 5), rng.uniform(95, 140)
     canvas.line(np.stack([xs, ys], 1), asphalt * 1.25, warmth - 12, int(wide) + 22)
     canvas.line(np.stack([xs, ys], 1), asphalt, warmth, int(wide))
@@ -138,7 +172,9 @@ def _plaza(canvas: Canvas, rng) -> None:
     for row in range(0, height, step):
         for column in range(-step * (row // step % 2) // 2, width, step):
             shade = rng.uniform(0.9, 1.08)
-            canvas.rectangle(column + 1, row + 1, step - 3, step - 3, stone * shade, warmth + 40 * (shade - 1))
+            canvas.rectangle(
+                column + 1, row + 1, step - 3, step - 3, stone * shade, warmth + 40 * (shade - 1)
+            )
     for _ in range(6):
         x, y = rng.random() * width, rng.random() * height
         w, h = rng.uniform(24, 80), rng.uniform(14, 44)
@@ -146,11 +182,19 @@ def _plaza(canvas: Canvas, rng) -> None:
             canvas.ellipse(x, y, w * 0.6, h * 0.7, tint(rng, (70, 100, 52)), warmth - 30)
             for _ in range(14):
                 dx, dy = rng.normal(0, 0.25, 2)
-                canvas.ellipse(x + dx * w, y + dy * h, 3, 3, tint(rng, (190, 90, 110), 45), warmth - 24)
+                canvas.ellipse(
+                    x + dx * w, y + dy * h, 3, 3, tint(rng, (190, 90, 110), 45), warmth - 24
+                )
         else:
-            canvas.rectangle(x, y, w * 0.7, 9, tint(rng, (120, 84, 52)), warmth + rng.uniform(-20, 20))
-            canvas.rectangle(x, y + 11, w * 0.7, 5, tint(rng, (96, 66, 42)), warmth + rng.uniform(-20, 20))
-    _building(canvas, rng, rng.uniform(0, 0.6) * width, -20, rng.uniform(100, 220), rng.uniform(60, 120))
+            canvas.rectangle(
+                x, y, w * 0.7, 9, tint(rng, (120, 84, 52)), warmth + rng.uniform(-20, 20)
+            )
+            canvas.rectangle(
+                x, y + 11, w * 0.7, 5, tint(rng, (96, 66, 42)), warmth + rng.uniform(-20, 20)
+            )
+    _building(
+        canvas, rng, rng.uniform(0, 0.6) * width, -20, rng.uniform(100, 220), rng.uniform(60, 120)
+    )
 
 
 def _park(canvas: Canvas, rng) -> None:
@@ -159,7 +203,12 @@ def _park(canvas: Canvas, rng) -> None:
     for _ in range(int(rng.integers(1, 3))):
         bend = np.sin(xs / rng.uniform(50, 120) + rng.uniform(0, 6))
         ys = rng.uniform(0.3, 0.8) * height + rng.uniform(15, 60) * bend
-        canvas.line(np.stack([xs, ys], 1), tint(rng, (164, 146, 116)), rng.uniform(110, 150), int(rng.integers(14, 38)))
+        canvas.line(
+            np.stack([xs, ys], 1),
+            tint(rng, (164, 146, 116)),
+            rng.uniform(110, 150),
+            int(rng.integers(14, 38)),
+        )
     _trees(canvas, rng, int(rng.integers(12, 26)), (0, 0, width, height), rng.uniform(55, 100))
     for _ in range(12):
         x, y, r = rng.random() * width, rng.random() * height, rng.uniform(3, 11)
@@ -172,11 +221,20 @@ def _harbour(canvas: Canvas, rng) -> None:
     for _ in range(160):  # waves
         x, y, length = rng.random() * width, rng.random() * height, rng.uniform(8, 34)
         shade = rng.uniform(0.8, 1.35)
-        canvas.line([(x, y), (x + length, y + rng.normal(0, 1.5))], np.array((70, 98, 118)) * shade, 62 + 30 * shade, 1)
+        canvas.line(
+            [(x, y), (x + length, y + rng.normal(0, 1.5))],
+            np.array((70, 98, 118)) * shade,
+            62 + 30 * shade,
+            1,
+        )
     for _ in range(int(rng.integers(2, 4))):  # piers
         x, w = rng.random() * width, rng.uniform(26, 60)
         top = rng.random() < 0.5
-        y, h = (-5, rng.uniform(0.2, 0.45) * height) if top else (height * rng.uniform(0.6, 0.85), height)
+        y, h = (
+            (-5, rng.uniform(0.2, 0.45) * height)
+            if top
+            else (height * rng.uniform(0.6, 0.85), height)
+        )
         wood, warmth = tint(rng, (126, 104, 82)), rng.uniform(110, 160)
         canvas.rectangle(x, y, w, h, wood, warmth)
         for row in np.arange(max(y, 0), min(y + h, height), 8):
@@ -187,26 +245,43 @@ def _harbour(canvas: Canvas, rng) -> None:
 
 
 PLACES = {"road": _road, "plaza": _plaza, "park": _park, "harbour": _harbour}
-GROUND = {"road": (96, 108, 74), "plaza": (140, 134, 126), "park": (92, 116, 66), "harbour": (66, 92, 112)}
+GROUND = {
+    "road": (96, 108, 74),
+    "plaza": (140, 134, 126),
+    "park": (92, 116, 66),
+    "harbour": (66, 92, 112),
+}
 
 
-def background(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, np.ndarray, str]:
-    """A textured place: visible (height, width, 3), heat (height, width), and the name of the place."""
+def background(
+    rng: np.random.Generator, height: int, width: int
+) -> tuple[np.ndarray, np.ndarray, str]:
+    """A textured place: visible (height, width, 3), heat (height, width), and the name of the
+    place.
+    """
     place = list(PLACES)[rng.integers(len(PLACES))]
     canvas = Canvas(height, width, tint(rng, GROUND[place], 6), rng.uniform(75, 125))
     PLACES[place](canvas, rng)
     texture = noise_map(rng, height, width, (6, 16, 50, 120, 220), 0.75) - 0.5
-    light = noise_map(rng, height, width, (3, 6, 12), 0.5) - 0.5  # shadows of clouds and trees: visible only
+    light = (
+        noise_map(rng, height, width, (3, 6, 12), 0.5) - 0.5
+    )  # shadows of clouds and trees: visible only
     warmth = noise_map(rng, height, width, (4, 10, 40, 110), 0.6) - 0.5
     gain = 1 + rng.uniform(0.4, 0.9) * texture + rng.uniform(0.2, 0.7) * light
     visible = canvas.rgb * gain[..., None] * rng.uniform(0.8, 1.15)
-    heat = cv2.GaussianBlur(canvas.heat, (0, 0), 0.8) + rng.uniform(25, 55) * warmth + rng.uniform(0, 25) * texture
+    heat = (
+        cv2.GaussianBlur(canvas.heat, (0, 0), 0.8)
+        + rng.uniform(25, 55) * warmth
+        + rng.uniform(0, 25) * texture
+    )
     return np.clip(visible, 0, 255), np.clip(heat, 8, 235), place
 
 
 @dataclass
 class Look:
-    """What tells one object of a kind from another: colours (3,), heats and the seed of its pattern."""
+    """What tells one object of a kind from another: colours (3,), heats and the seed of its
+    pattern.
+    """
 
     body: np.ndarray
     second: np.ndarray
@@ -224,7 +299,9 @@ class Look:
         body, second = muted(rng, 20, 240), muted(rng, 20, 220)
         pattern, heat_pattern = (int(p) for p in rng.integers(0, 2**31, 2))
         hot = float(np.clip(heat + rng.uniform(10, 50), 20, 245))
-        return cls(body, second, float(heat), hot, pattern, heat_pattern, float(rng.uniform(0.3, 0.8)))
+        return cls(
+            body, second, float(heat), hot, pattern, heat_pattern, float(rng.uniform(0.3, 0.8))
+        )
 
 
 def sprite(kind: str, look: Look, phase: int = 0) -> np.ndarray:
@@ -245,25 +322,57 @@ def sprite(kind: str, look: Look, phase: int = 0) -> np.ndarray:
     rng, heat_rng = np.random.default_rng(look.pattern), np.random.default_rng(look.heat_pattern)
     blotch = noise_map(rng, h, w, (3, 6, 12), 0.8) - 0.5
     warmth = noise_map(heat_rng, h, w, (3, 5, 9), 0.7) - 0.5
-    stripes = np.sin(np.arange(h, dtype=np.float32) / h * rng.uniform(8, 30) + rng.uniform(0, 6))[:, None]
+    stripes = np.sin(np.arange(h, dtype=np.float32) / h * rng.uniform(8, 30) + rng.uniform(0, 6))[
+        :, None
+    ]
     rgb = canvas.rgb * (1 + look.strength * (1.2 * blotch + 0.25 * stripes))[..., None]
     heat = canvas.heat + 45 * look.strength * warmth
-    stacked = np.dstack([np.clip(rgb, 4, 252), np.clip(heat, 4, 252), np.ones_like(heat)]) * mask.heat[..., None]
+    stacked = (
+        np.dstack([np.clip(rgb, 4, 252), np.clip(heat, 4, 252), np.ones_like(heat)])
+        * mask.heat[..., None]
+    )
     return shrink(stacked, w // scale, h // scale)
 
 
 def shrink(picture: np.ndarray, width: int, height: int) -> np.ndarray:
-    """A sprite (h, w, 5) averaged down to (height, width, 5); OpenCV resizes four channels at most."""
+    """A sprite (h, w, 5) averaged down to (height, width, 5); OpenCV resizes four channels at
+    most.
+    """
     parts = (np.ascontiguousarray(picture[..., :3]), np.ascontiguousarray(picture[..., 3:]))
-    return np.dstack([cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA) for part in parts])
+    return np.dstack(
+        [cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA) for part in parts]
+    )
 
 
 def _person(part, look, dark, phase):
     swing = (0.0, 0.16, 0.0, -0.16)[phase % 4]
     for side in (-1, 1):
-        part("rectangle", 0.36 + side * (0.13 + swing), 0.55, 0.24, 0.40, colour=look.second, heat=look.heat - 8)
-        part("rectangle", 0.36 + side * (0.15 + swing), 0.94, 0.28, 0.06, colour=dark, heat=look.heat - 22)
-        part("rectangle", 0.40 + side * 0.34 - swing * side * 0.3, 0.22, 0.18, 0.32, heat=look.heat - 4)
+        part(
+            "rectangle",
+            0.36 + side * (0.13 + swing),
+            0.55,
+            0.24,
+            0.40,
+            colour=look.second,
+            heat=look.heat - 8,
+        )
+        part(
+            "rectangle",
+            0.36 + side * (0.15 + swing),
+            0.94,
+            0.28,
+            0.06,
+            colour=dark,
+            heat=look.heat - 22,
+        )
+        part(
+            "rectangle",
+            0.40 + side * 0.34 - swing * side * 0.3,
+            0.22,
+            0.18,
+            0.32,
+            heat=look.heat - 4,
+        )
     part("rectangle", 0.18, 0.19, 0.64, 0.40)
     part("ellipse", 0.5, 0.1, 0.24, 0.1, colour=(196, 152, 124), heat=look.hot)
 
@@ -273,7 +382,15 @@ def _cyclist(part, look, dark, phase):
         part("ellipse", x, 0.80, 0.21, 0.2, colour=dark, heat=look.heat - 26)
         part("ellipse", x, 0.80, 0.12, 0.12, colour=(120, 120, 120), heat=look.heat - 36)
     part("rectangle", 0.24, 0.66, 0.52, 0.06, colour=look.second, heat=look.heat - 12)
-    part("rectangle", 0.42 + 0.06 * (phase % 2), 0.50, 0.14, 0.36, colour=look.second, heat=look.heat - 4)
+    part(
+        "rectangle",
+        0.42 + 0.06 * (phase % 2),
+        0.50,
+        0.14,
+        0.36,
+        colour=look.second,
+        heat=look.heat - 4,
+    )
     part("rectangle", 0.34, 0.2, 0.3, 0.38)
     part("rectangle", 0.58, 0.28, 0.22, 0.1)
     part("ellipse", 0.5, 0.1, 0.13, 0.1, colour=(196, 152, 124), heat=look.hot)

@@ -58,53 +58,80 @@ class Sequence:
 
 
 def generate_sequence(
-    seed: int, frames: int = 60, size: tuple[int, int] = (320, 256), severity: float = 1.0, degraded: bool = True
+    seed: int,
+    frames: int = 60,
+    size: tuple[int, int] = (320, 256),
+    severity: float = 1.0,
+    degraded: bool = True,
 ) -> Sequence:
-    """A sequence decided by its arguments alone; size is (width, height), severity > 1 is worse than training.
+    """A sequence decided by its arguments alone; size is (width, height), severity > 1 is worse
+    than training.
 
     degraded: False is the same scene, the same motion and company, with two good modalities.
     """
     if frames < 1 or min(size) < 128 or severity < 0:
         raise ValueError(
-            f"frames={frames}, size={size}, severity={severity}; expected frames >= 1, sides of at least 128 pixels "
+            f"frames={frames}, size={size}, severity={severity}; expected frames >= 1, sides of at "
+            "least 128 pixels "
             "and severity >= 0"
         )
     scene = Scene(seed, frames, size, severity, degraded)
     visible, infrared = zip(*(scene.render(t) for t in range(frames)), strict=True)
     name = f"generated_{seed:06d}" + ("" if severity == 1 else f"_severity_{severity:g}")
     name += "" if degraded else "_undegraded"
-    return Sequence(name, list(visible), list(infrared), scene.boxes.astype(np.float64), sorted(scene.attributes))
+    return Sequence(
+        name,
+        list(visible),
+        list(infrared),
+        scene.boxes.astype(np.float64),
+        sorted(scene.attributes),
+    )
 
 
 def write_sequence(sequence: Sequence, folder: str | Path) -> Path:
-    """Write in LasHeR's layout: visible/000001.jpg, infrared/000001.jpg, visible.txt, infrared.txt, attributes.json."""
+    """Write in LasHeR's layout: visible/000001.jpg, infrared/000001.jpg, visible.txt, infrared.txt,
+    attributes.json.
+    """
     folder = Path(folder)
     for kind in ("visible", "infrared"):
         (folder / kind).mkdir(parents=True, exist_ok=True)
         for number, frame in enumerate(getattr(sequence, kind), 1):
             path = folder / kind / f"{number:06d}.jpg"
-            if not cv2.imwrite(str(path), np.ascontiguousarray(frame[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, 95]):
+            if not cv2.imwrite(
+                str(path), np.ascontiguousarray(frame[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, 95]
+            ):
                 raise OSError(f"{path}: cannot be written")
         np.savetxt(folder / f"{kind}.txt", sequence.boxes_visible, fmt="%.2f", delimiter=",")
-    (folder / "attributes.json").write_text(json.dumps({"attributes": list(sequence.attributes)}) + "\n")
+    (folder / "attributes.json").write_text(
+        json.dumps({"attributes": list(sequence.attributes)}) + "\n"
+    )
     return folder
 
 
 def read_sequence(folder: str | Path) -> Sequence:
-    """Read one folder in LasHeR's or GTOT's layout (`gmmt_fusion.frames`); frames are decoded when asked for.
+    """Read one folder in LasHeR's or GTOT's layout (`gmmt_fusion.frames`); frames are decoded when
+    asked for.
 
-    Raises OSError for what is missing or unreadable and ValueError for bad contents, naming the file and line.
+    Raises OSError for what is missing or unreadable and ValueError for bad contents, naming the
+    file and line.
     """
     found = open_sequence(folder)
-    assert found.truth is not None and isinstance(found.visible, Pictures) and isinstance(found.auxiliary, Pictures)
+    assert (
+        found.truth is not None
+        and isinstance(found.visible, Pictures)
+        and isinstance(found.auxiliary, Pictures)
+    )
     counts = [len(found.visible), len(found.auxiliary), len(found.truth)]
-    # real recordings often lack the last frame of one modality; more than that is a damaged sequence
+    # real recordings often lack the last frame of one modality; more than that is a damaged
+    # sequence
     if max(counts) - min(counts) > 1:
         frames = f"{counts[0]} visible and {counts[1]} infrared frames, {counts[2]} boxes"
         raise ValueError(f"{folder}: {frames}; expected equal numbers")
     length = min(len(found), len(found.truth))
-    visible, infrared = (Frames(length, lambda i, part=part: part[min(i, len(part) - 1)])
-                         for part in (found.visible, found.auxiliary))
+    visible, infrared = (
+        Frames(length, lambda i, part=part: part[min(i, len(part) - 1)])
+        for part in (found.visible, found.auxiliary)
+    )
     return Sequence(found.name, visible, infrared, found.truth[:length], _attributes(Path(folder)))
 
 
@@ -115,7 +142,9 @@ def read_sequences(root: str | Path) -> list[Sequence]:
         raise FileNotFoundError(f"{root}: no such folder")
     folders = sorted(f for f in root.iterdir() if (f / "visible").is_dir() or (f / "v").is_dir())
     if not folders:
-        raise FileNotFoundError(f"{root}: no sequences in it; expected folders that hold 'visible' or 'v'")
+        raise FileNotFoundError(
+            f"{root}: no sequences in it; expected folders that hold 'visible' or 'v'"
+        )
     return [read_sequence(folder) for folder in folders]
 
 

@@ -1,4 +1,6 @@
-"""A small two-stream Siamese RGB-T tracker in the manner of SiamBAN (Chen et al. 2020) with a convolutional fusion."""
+"""A small two-stream Siamese RGB-T tracker in the manner of SiamBAN (Chen et al. 2020) with a
+convolutional fusion.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +21,18 @@ RESPONSE = SEARCH_MAP - TEMPLATE_MAP + 1
 WEIGHTS = Path(__file__).parent / "weights" / "siamese_rgbt.safetensors"
 
 
-def convolution(inputs: int, outputs: int, kernel: int = 3, *, relu: bool = True, **options) -> nn.Sequential:
+def convolution(
+    inputs: int, outputs: int, kernel: int = 3, *, relu: bool = True, **options
+) -> nn.Sequential:
     """Convolution + BatchNorm (+ ReLU)."""
     layers = [nn.Conv2d(inputs, outputs, kernel, bias=False, **options), nn.BatchNorm2d(outputs)]
     return nn.Sequential(*layers, *([nn.ReLU(inplace=True)] if relu else []))
 
 
 class Residual(nn.Module):
-    """Two 3x3 convolutions with a shortcut: (B, inputs, H, W) -> (B, outputs, H / stride, W / stride)."""
+    """Two 3x3 convolutions with a shortcut: (B, inputs, H, W) -> (B, outputs, H / stride, W /
+    stride).
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1, dilation: int = 1):
         super().__init__()
@@ -34,7 +40,9 @@ class Residual(nn.Module):
         self.first = convolution(inputs, outputs, stride=stride, **spread)
         self.second = convolution(outputs, outputs, relu=False, **spread)
         same = inputs == outputs and stride == 1
-        self.shortcut = nn.Identity() if same else convolution(inputs, outputs, 1, relu=False, stride=stride)
+        self.shortcut = (
+            nn.Identity() if same else convolution(inputs, outputs, 1, relu=False, stride=stride)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.second(self.first(x)) + self.shortcut(x))
@@ -54,7 +62,9 @@ class Backbone(nn.Sequential):
 
 
 class Neck(nn.Sequential):
-    """1x1 convolution to the channels of the head; the template's map is cut to its centre, as in SiamBAN."""
+    """1x1 convolution to the channels of the head; the template's map is cut to its centre, as in
+    SiamBAN.
+    """
 
     def __init__(self, inputs: int, channels: int):
         super().__init__(*convolution(inputs, channels, 1, relu=False))
@@ -68,11 +78,15 @@ class Neck(nn.Sequential):
 
 
 def depthwise_correlation(x: Tensor, kernel: Tensor) -> Tensor:
-    """Correlate x (B, C, H, W) with kernel (B or 1, C, h, w), channel by channel: (B, C, H - h + 1, W - w + 1)."""
+    """Correlate x (B, C, H, W) with kernel (B or 1, C, h, w), channel by channel: (B, C, H - h + 1,
+    W - w + 1).
+    """
     batch, channels = x.shape[:2]
     kernel = repeat(kernel, "1 c h w -> b c h w", b=batch) if kernel.shape[0] == 1 else kernel
     x, kernel = rearrange(x, "b c h w -> 1 (b c) h w"), rearrange(kernel, "b c h w -> (b c) 1 h w")
-    return rearrange(F.conv2d(x, kernel, groups=batch * channels), "1 (b c) h w -> b c h w", b=batch)
+    return rearrange(
+        F.conv2d(x, kernel, groups=batch * channels), "1 (b c) h w -> b c h w", b=batch
+    )
 
 
 class Branch(nn.Module):
@@ -82,14 +96,18 @@ class Branch(nn.Module):
         super().__init__()
         self.kernel = convolution(channels, channels)
         self.search = convolution(channels, channels)
-        self.head = nn.Sequential(convolution(channels, channels, 1), nn.Conv2d(channels, outputs, 1))
+        self.head = nn.Sequential(
+            convolution(channels, channels, 1), nn.Conv2d(channels, outputs, 1)
+        )
 
     def forward(self, z: Tensor, x: Tensor) -> Tensor:
         return self.head(depthwise_correlation(self.search(x), self.kernel(z)))
 
 
 class BoxAdaptiveHead(nn.Module):
-    """cls (B, 2, R, R): background and target; loc (B, 4, R, R): left, top, right, bottom distances in crop pixels."""
+    """cls (B, 2, R, R): background and target; loc (B, 4, R, R): left, top, right, bottom distances
+    in crop pixels.
+    """
 
     def __init__(self, channels: int):
         super().__init__()
@@ -105,23 +123,31 @@ class BoxAdaptiveHead(nn.Module):
 
 
 class SiameseTracker(nn.Module):
-    """Crops are visible and infrared pictures on channels, 0..255: template (B, 6, 95, 95), search (B, 6, 191, 191).
+    """Crops are visible and infrared pictures on channels, 0..255: template (B, 6, 95, 95), search
+    (B, 6, 191, 191).
 
-    The modality maps reach `fusion` as one concatenation: (B, 2C, 6, 6) of the template, (B, 2C, 24, 24) of the search.
-    With a single modality there is nothing to fuse: the map goes straight to the head.
+    The modality maps reach `fusion` as one concatenation: (B, 2C, 6, 6) of the template, (B, 2C,
+    24, 24) of the search. With a single modality there is nothing to fuse: the map goes straight to
+    the head.
     """
 
-    def __init__(self, modalities: Sequence[str] = MODALITIES, channels: int = 64, widths=(16, 32, 64, 96)):
+    def __init__(
+        self, modalities: Sequence[str] = MODALITIES, channels: int = 64, widths=(16, 32, 64, 96)
+    ):
         super().__init__()
         unknown = set(modalities) - set(MODALITIES)
         if unknown or not modalities:
-            raise ValueError(f"modalities={tuple(modalities)}; expected one or both of {MODALITIES}")
+            raise ValueError(
+                f"modalities={tuple(modalities)}; expected one or both of {MODALITIES}"
+            )
         self.modalities = tuple(modalities)
         self.backbones = nn.ModuleDict({name: Backbone(widths) for name in self.modalities})
         self.necks = nn.ModuleDict({name: Neck(widths[-1], channels) for name in self.modalities})
         many = len(self.modalities) > 1
         self.fusion = (
-            convolution(channels * len(self.modalities), channels, padding=1, relu=False) if many else nn.Identity()
+            convolution(channels * len(self.modalities), channels, padding=1, relu=False)
+            if many
+            else nn.Identity()
         )
         self.head = BoxAdaptiveHead(channels)
         self.zf: Tensor | None = None
@@ -151,7 +177,9 @@ class SiameseTracker(nn.Module):
         return {"cls": cls, "loc": loc}
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Losses of a batch: template, search, label_cls (B, R, R) in {1, 0, -1}, label_loc (B, 4, R, R) in pixels."""
+        """Losses of a batch: template, search, label_cls (B, R, R) in {1, 0, -1}, label_loc (B, 4,
+        R, R) in pixels.
+        """
         cls, loc = self.head(self.features(batch["template"]), self.features(batch["search"]))
         cls_loss = classification_loss(cls, batch["label_cls"])
         loc_loss = iou_loss(loc, batch["label_loc"], batch["label_cls"] == 1)
@@ -159,7 +187,9 @@ class SiameseTracker(nn.Module):
 
 
 def classification_loss(cls: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy, half from the target's points and half from the background's; points of label -1 do not count."""
+    """Cross entropy, half from the target's points and half from the background's; points of label
+    -1 do not count.
+    """
     losses = F.cross_entropy(cls.float(), labels.clamp(min=0), reduction="none")
     target, rest = (labels == 1).float(), (labels == 0).float()
     mean_target = (losses * target).sum() / target.sum().clamp(min=1)
@@ -168,7 +198,9 @@ def classification_loss(cls: Tensor, labels: Tensor) -> Tensor:
 
 
 def iou_loss(loc: Tensor, labels: Tensor, chosen: Tensor) -> Tensor:
-    """-log IoU of the boxes at the chosen points, as in SiamBAN; loc and labels (B, 4, R, R), chosen (B, R, R)."""
+    """-log IoU of the boxes at the chosen points, as in SiamBAN; loc and labels (B, 4, R, R),
+    chosen (B, R, R).
+    """
     loc, labels = loc.float(), labels.float().clamp(min=0)
     areas = [(box[:, 0] + box[:, 2]) * (box[:, 1] + box[:, 3]) for box in (loc, labels)]
     least = torch.minimum(loc, labels)
@@ -179,7 +211,9 @@ def iou_loss(loc: Tensor, labels: Tensor, chosen: Tensor) -> Tensor:
 
 
 def points(size: int = RESPONSE, device=None) -> Tensor:
-    """Centres (2, size, size) of the response's points as x, y from the centre of the search crop, pixels."""
+    """Centres (2, size, size) of the response's points as x, y from the centre of the search crop,
+    pixels.
+    """
     steps = (torch.arange(size, device=device, dtype=torch.float32) - (size - 1) / 2) * STRIDE
     y, x = torch.meshgrid(steps, steps, indexing="ij")
     return torch.stack([x, y])
@@ -188,7 +222,8 @@ def points(size: int = RESPONSE, device=None) -> Tensor:
 def make_labels(boxes: Tensor) -> tuple[Tensor, Tensor]:
     """SiamBAN's labels of boxes (B, 4), corners x1, y1, x2, y2 from the centre of the crop, pixels.
 
-    Inside the ellipse of half the box: 1; outside the ellipse of the box: 0; between: -1. An empty box has no target.
+    Inside the ellipse of half the box: 1; outside the ellipse of the box: 0; between: -1. An empty
+    box has no target.
     """
     where = points(device=boxes.device)
     x1, y1, x2, y2 = (rearrange(boxes[:, i], "b -> b 1 1") for i in range(4))
@@ -205,13 +240,26 @@ def make_labels(boxes: Tensor) -> tuple[Tensor, Tensor]:
     return cls, loc
 
 
-def load_tracker(modalities: Sequence[str] = MODALITIES, path: str | Path = WEIGHTS) -> SiameseTracker:
-    """The trained tracker in eval mode: both modalities fused, or one alone with the head that it was trained with."""
+def load_tracker(
+    modalities: Sequence[str] = MODALITIES, path: str | Path = WEIGHTS
+) -> SiameseTracker:
+    """The trained tracker in eval mode: both modalities fused, or one alone with the head that it
+    was trained with.
+    """
     network = SiameseTracker(modalities)
-    state = {name: value.float() if value.is_floating_point() else value for name, value in load_file(path).items()}
+    state = {
+        name: value.float() if value.is_floating_point() else value
+        for name, value in load_file(path).items()
+    }
     if len(network.modalities) == 1:
         head = f"alone.{network.modalities[0]}."
-        state.update({name.removeprefix(head): value for name, value in state.items() if name.startswith(head)})
+        state.update(
+            {
+                name.removeprefix(head): value
+                for name, value in state.items()
+                if name.startswith(head)
+            }
+        )
     own = network.state_dict().keys()
     network.load_state_dict({name: value for name, value in state.items() if name in own})
     return network.eval()

@@ -1,4 +1,6 @@
-"""The test-time loop of SiamFC's family, as SiamBAN has it: crop, respond, penalise change, window, smooth."""
+"""The test-time loop of SiamFC's family, as SiamBAN has it: crop, respond, penalise change, window,
+smooth.
+"""
 
 from __future__ import annotations
 
@@ -17,36 +19,51 @@ CONTEXT = 0.5  # margin around the template's box, as a part of w + h
 
 
 def context_side(width, height):
-    """Side of the square that the template crop shows; numbers or arrays, in the pixels of width and height."""
+    """Side of the square that the template crop shows; numbers or arrays, in the pixels of width
+    and height.
+    """
     margin = CONTEXT * (width + height)
     return np.sqrt((width + margin) * (height + margin))
 
 
 def crop(frame: np.ndarray, centre: tuple[float, float], side: float, size: int) -> np.ndarray:
-    """A square of `side` frame pixels around centre (x, y), resampled to (size, size[, 3]); outside is the mean."""
+    """A square of `side` frame pixels around centre (x, y), resampled to (size, size[, 3]); outside
+    is the mean.
+    """
     scale = side / size
     # The centre of a pixel is at its index + 0.5; the middle pixel of the crop lies on the centre.
     x, y = (c - 0.5 - scale * (size - 1) / 2 for c in centre)
     matrix = np.array([[scale, 0, x], [0, scale, y]])
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     return cv2.warpAffine(
-        frame, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_CONSTANT, borderValue=cv2.mean(frame)
+        frame,
+        matrix,
+        (size, size),
+        flags=flags,
+        borderMode=cv2.BORDER_CONSTANT,
+        borderValue=cv2.mean(frame),
     )
 
 
 class Tracker:
-    """Follows one target; `network` needs `template(z)` and `track(x) -> {"cls", "loc"}` (see `SiameseTracker`).
+    """Follows one target; `network` needs `template(z)` and `track(x) -> {"cls", "loc"}` (see
+    `SiameseTracker`).
 
-    penalty: strength of the penalty on changes of scale and ratio; window: weight of the cosine window;
+    penalty: strength of the penalty on changes of scale and ratio; window: weight of the cosine
+    window;
     rate: how fast the size follows. The crops go to the device of the network's parameters.
     """
 
-    def __init__(self, network: nn.Module, *, penalty: float = 0.1, window: float = 0.25, rate: float = 0.35):
+    def __init__(
+        self, network: nn.Module, *, penalty: float = 0.1, window: float = 0.25, rate: float = 0.35
+    ):
         self.network, self.penalty, self.window_weight, self.rate = network, penalty, window, rate
         hann = np.hanning(RESPONSE + 2)[1:-1]
         self.window = np.outer(hann, hann)
         steps = (np.arange(RESPONSE) - (RESPONSE - 1) / 2) * STRIDE
-        self.points = np.stack(np.meshgrid(steps, steps))  # x, y from the middle of the search crop, crop pixels
+        self.points = np.stack(
+            np.meshgrid(steps, steps)
+        )  # x, y from the middle of the search crop, crop pixels
         self.centre = self.size = None
         self.score = 0.0
 
@@ -64,7 +81,9 @@ class Tracker:
         self.centre, self.size = np.array([x + w / 2, y + h / 2]), np.array([w, h])
 
     def patch(self, visible: np.ndarray, infrared: np.ndarray, template: bool = False) -> Tensor:
-        """The crop (1, 6, S, S), 0..255, around the present place: the search patch, or the template's."""
+        """The crop (1, 6, S, S), 0..255, around the present place: the search patch, or the
+        template's.
+        """
         if self.size is None:
             raise RuntimeError("call init() with the target's box first")
         side, size = context_side(*self.size), TEMPLATE_SIZE
@@ -82,7 +101,9 @@ class Tracker:
         return self.update(output["cls"][0], output["loc"][0], (visible.shape[1], visible.shape[0]))
 
     def update(self, cls: Tensor, loc: Tensor, frame_size: tuple[int, int]) -> np.ndarray:
-        """The box (x, y, w, h) by the head's maps, cls (2, R, R) and loc (4, R, R), in a frame of (width, height)."""
+        """The box (x, y, w, h) by the head's maps, cls (2, R, R) and loc (4, R, R), in a frame of
+        (width, height).
+        """
         score, loc = cls.float().softmax(0)[1].cpu().numpy(), loc.float().cpu().numpy()
         scale = TEMPLATE_SIZE / context_side(*self.size)
         corners = self.points - loc[:2], self.points + loc[2:]
@@ -100,12 +121,18 @@ class Tracker:
         self.score = float(score[best])
         rate = float(penalty[best] * score[best]) * self.rate
         self.centre = np.clip(self.centre + centres[:, best[0], best[1]] / scale, 0, frame_size)
-        self.size = np.clip(self.size * (1 - rate) + sizes[:, best[0], best[1]] / scale * rate, 6, frame_size)
+        self.size = np.clip(
+            self.size * (1 - rate) + sizes[:, best[0], best[1]] / scale * rate, 6, frame_size
+        )
         return np.concatenate([self.centre - self.size / 2, self.size])
 
 
-def run(network: nn.Module, sequence: Sequence, progress: Callable[[int, int], None] | None = None) -> np.ndarray:
-    """Boxes (N, 4) of a whole sequence, the first one being given; progress(frame, frames) is called on every frame."""
+def run(
+    network: nn.Module, sequence: Sequence, progress: Callable[[int, int], None] | None = None
+) -> np.ndarray:
+    """Boxes (N, 4) of a whole sequence, the first one being given; progress(frame, frames) is
+    called on every frame.
+    """
     tracker = Tracker(network)
     boxes = np.zeros((len(sequence), 4))
     for t in range(len(sequence)):
@@ -120,11 +147,16 @@ def run(network: nn.Module, sequence: Sequence, progress: Callable[[int, int], N
 
 
 def run_together(
-    network: nn.Module, sequences: list[Sequence], shifts: np.ndarray | None = None, **options: float
+    network: nn.Module,
+    sequences: list[Sequence],
+    shifts: np.ndarray | None = None,
+    **options: float,
 ) -> dict[str, np.ndarray]:
-    """Boxes (N, 4) by name, as `run` gives them up to rounding: the same frame of all sequences is one batch.
+    """Boxes (N, 4) by name, as `run` gives them up to rounding: the same frame of all sequences is
+    one batch.
 
-    shifts: (sequences, 2) of the first boxes given, pixels, as in OTB's spatial robustness evaluation.
+    shifts: (sequences, 2) of the first boxes given, pixels, as in OTB's spatial robustness
+    evaluation.
     options: of `Tracker`.
     """
     trackers = [Tracker(network, **options) for _ in sequences]
@@ -138,8 +170,12 @@ def run_together(
         tracker.place(track[0])
     with torch.no_grad():
         for t in range(boxes.shape[1]):
-            patches = torch.cat([tracker.patch(sequence.visible[t], sequence.infrared[t], template=t == 0)
-                                 for tracker, sequence in zip(trackers, sequences, strict=True)])
+            patches = torch.cat(
+                [
+                    tracker.patch(sequence.visible[t], sequence.infrared[t], template=t == 0)
+                    for tracker, sequence in zip(trackers, sequences, strict=True)
+                ]
+            )
             if t == 0:
                 network.template(patches)
                 continue

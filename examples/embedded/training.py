@@ -26,10 +26,10 @@ from .tracking import context_side, crop
 class PairDataset(Dataset):
     """Training pairs; item `index` is the same whenever it is asked for.
 
-    seeds: sequences to draw from, of which `sequences` are rendered in `frames` frames each and kept in memory.
-    An item: template (6, 95, 95) and search (6, 191, 191) as uint8, label_cls (19, 19), label_loc (4, 19, 19) in
-    crop pixels, sequence, the number of the one that the search picture is of. A part `negatives` of the pairs has a
-    template of another sequence and no target.
+    seeds: sequences to draw from, of which `sequences` are rendered in `frames` frames each and
+    kept in memory. An item: template (6, 95, 95) and search (6, 191, 191) as uint8, label_cls (19,
+    19), label_loc (4, 19, 19) in crop pixels, sequence, the number of the one that the search
+    picture is of. A part `negatives` of the pairs has a template of another sequence and no target.
     """
 
     def __init__(
@@ -50,7 +50,9 @@ class PairDataset(Dataset):
         picked = rng.choice(len(seeds), min(sequences, len(seeds)), replace=False)
         self.length, self.seed = length, seed
         self.shift, self.scale, self.negatives = shift, scale, negatives
-        self.sequences = [_render_some(int(seeds[int(i)]), frames, severity, rng, degraded) for i in picked]
+        self.sequences = [
+            _render_some(int(seeds[int(i)]), frames, severity, rng, degraded) for i in picked
+        ]
 
     def __len__(self) -> int:
         return self.length
@@ -61,16 +63,27 @@ class PairDataset(Dataset):
         rng = np.random.default_rng([self.seed, 12, index])
         home = int(rng.integers(len(self.sequences)))
         negative = len(self.sequences) > 1 and rng.random() < self.negatives
-        other = (home + int(rng.integers(1, len(self.sequences)))) % len(self.sequences) if negative else home
+        other = (
+            (home + int(rng.integers(1, len(self.sequences)))) % len(self.sequences)
+            if negative
+            else home
+        )
         template, z_box = self._frame(other, rng)
         search, x_box = self._frame(home, rng)
         flip = rng.random() < 0.5
         z, _ = self._crop(template, z_box, TEMPLATE_SIZE, 4.0, 0.05, flip, rng)
         x, corners = self._crop(search, x_box, SEARCH_SIZE, self.shift, self.scale, flip, rng)
-        labels = make_labels(torch.zeros(1, 4) if negative else torch.tensor(corners[None], dtype=torch.float32))
+        labels = make_labels(
+            torch.zeros(1, 4) if negative else torch.tensor(corners[None], dtype=torch.float32)
+        )
         z, x = torch.from_numpy(z), torch.from_numpy(x)
-        return {"template": z, "search": x, "label_cls": labels[0][0], "label_loc": labels[1][0],
-                "sequence": torch.tensor(home)}
+        return {
+            "template": z,
+            "search": x,
+            "label_cls": labels[0][0],
+            "label_loc": labels[1][0],
+            "sequence": torch.tensor(home),
+        }
 
     def _frame(self, sequence: int, rng) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
         visible, infrared, boxes = self.sequences[sequence]
@@ -86,7 +99,9 @@ class PairDataset(Dataset):
         zoom = size / side
         dx, dy = rng.uniform(-shift, shift, 2) / zoom
         centre = (x + w / 2 + dx, y + h / 2 + dy)
-        visible, infrared = (cv2.LUT(crop(part, centre, side, size), _exposure(rng)) for part in frame)
+        visible, infrared = (
+            cv2.LUT(crop(part, centre, side, size), _exposure(rng)) for part in frame
+        )
         picture = np.empty((6, size, size), np.uint8)
         picture[:3] = rearrange(visible, "h w c -> c h w")
         picture[3:] = infrared
@@ -99,24 +114,36 @@ class PairDataset(Dataset):
 
 def _exposure(rng) -> np.ndarray:
     """A table (256,) of another contrast and brightness: a pair's frames may lie far apart."""
-    return np.clip(np.arange(256) * rng.uniform(0.8, 1.2) + rng.uniform(-12, 12), 0, 255).astype(np.uint8)
+    return np.clip(np.arange(256) * rng.uniform(0.8, 1.2) + rng.uniform(-12, 12), 0, 255).astype(
+        np.uint8
+    )
 
 
-def _render_some(seed: int, frames: int, severity: float, rng, degraded: bool, total: int = 60, size=(320, 256)):
-    """Frames spread over the sequence: visible (H, W, 3) and infrared (H, W) pictures, boxes (frames, 4)."""
+def _render_some(
+    seed: int, frames: int, severity: float, rng, degraded: bool, total: int = 60, size=(320, 256)
+):
+    """Frames spread over the sequence: visible (H, W, 3) and infrared (H, W) pictures, boxes
+    (frames, 4).
+    """
     scene = Scene(seed, total, size, severity, degraded)
     edges = np.linspace(0, total, frames + 1)
     times = [min(total - 1, int(rng.uniform(a, b))) for a, b in pairwise(edges)]
     pictures = [scene.render(t) for t in times]
     # The infrared picture is grey: one of its channels is enough to keep.
-    return [v for v, _ in pictures], [np.ascontiguousarray(i[..., 0]) for _, i in pictures], scene.boxes[times]
+    return (
+        [v for v, _ in pictures],
+        [np.ascontiguousarray(i[..., 0]) for _, i in pictures],
+        scene.boxes[times],
+    )
 
 
 class Twins(Dataset):
     """Pairs with two good modalities, and under "degraded" what their scenes look like."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        self.clean, self.degraded = (PairDataset(*arguments, **options, degraded=kind) for kind in (False, True))
+        self.clean, self.degraded = (
+            PairDataset(*arguments, **options, degraded=kind) for kind in (False, True)
+        )
 
     def __len__(self) -> int:
         return len(self.clean)
@@ -146,9 +173,11 @@ def train_stage(
     report: Callable[[str], None] = lambda line: None,
     every: int = 50,
 ) -> SiameseTracker:
-    """Train the given parts on the whole dataset once (one cycle of AdamW); all else stays frozen, in eval mode.
+    """Train the given parts on the whole dataset once (one cycle of AdamW); all else stays frozen,
+    in eval mode.
 
-    The state goes to `checkpoint` now and then; an interrupted stage goes on from there with the same pairs.
+    The state goes to `checkpoint` now and then; an interrupted stage goes on from there with the
+    same pairs.
     """
     network.to(memory_format=torch.channels_last).eval().requires_grad_(False)
     for part in (trained := list(trained)):
@@ -156,7 +185,9 @@ def train_stage(
     parameters = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=1e-3)
     steps = len(dataset) // batch
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps + 1, pct_start=0.15)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, learning_rate, total_steps=steps + 1, pct_start=0.15
+    )
     first = 0
     if checkpoint.is_file():
         state = torch.load(checkpoint, weights_only=True)

@@ -1,4 +1,6 @@
-"""A real host at full size, its tracker and its training actor. `test_ostrack_real.py` runs this file by its name."""
+"""A real host at full size, its tracker and its training actor. `test_ostrack_real.py` runs this
+file by its name.
+"""
 
 import dataclasses
 import os
@@ -31,7 +33,9 @@ def sequence() -> Sequence:
 
 @pytest.fixture(scope="module")
 def tracker() -> Any:
-    """The host's own test-time tracker, which loaded its weights strictly; six channels, five frames."""
+    """The host's own test-time tracker, which loaded its weights strictly; six channels, five
+    frames.
+    """
     module, cfg = host()
     return module.build_tracker(cfg)
 
@@ -46,7 +50,9 @@ def small_fusion() -> GenerativeFusion:
 
 
 def track(tracker: Any, sequence: Sequence) -> np.ndarray:
-    return host_compat.track(tracker, host_compat.six_channels(sequence), sequence.boxes_visible[0].tolist())[0]
+    return host_compat.track(
+        tracker, host_compat.six_channels(sequence), sequence.boxes_visible[0].tolist()
+    )[0]
 
 
 def test_tracker(tracker: Any, sequence: Sequence, tmp_path: Path) -> None:
@@ -65,7 +71,9 @@ def test_tracker(tracker: Any, sequence: Sequence, tmp_path: Path) -> None:
     assert np.array_equal(track(tracker, sequence), expected)
     assert_same_anatomy(anatomy(network), before)
 
-    assert sum(f.stat().st_size for f in (tmp_path / "fusion").iterdir()) < 70e6  # nothing of the host's
+    assert (
+        sum(f.stat().st_size for f in (tmp_path / "fusion").iterdir()) < 70e6
+    )  # nothing of the host's
     fresh_network = full_network()
     tracker.network = fresh_network
     try:
@@ -93,23 +101,39 @@ def test_actor(tracker: Any, sequence: Sequence) -> None:
     total = loss + 5 * handle.generative_loss
     total.backward()
     assert torch.isfinite(total) and {"Loss/total", "IoU"} <= set(status)
-    gradients = {name for name, p in network.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    gradients = {
+        name
+        for name, p in network.named_parameters()
+        if p.grad is not None and p.grad.abs().sum() > 0
+    }
     assert all(name.startswith("gmmt_fusion.") for name in gradients)
-    assert any(".head." in name for name in gradients) and any(".network." in name for name in gradients)
-    assert all(p.grad is None for name, p in network.named_parameters() if not name.startswith("gmmt_fusion."))
+    assert any(".head." in name for name in gradients) and any(
+        ".network." in name for name in gradients
+    )
+    assert all(
+        p.grad is None
+        for name, p in network.named_parameters()
+        if not name.startswith("gmmt_fusion.")
+    )
     assert all(torch.equal(before[name], x) for name, x in handle.host_state_dict().items())
 
     actor.train(False)  # validation
     with torch.no_grad():
         out = actor.forward_pass(data)
-    assert "generative_loss" not in out and type(network).__name__ == ("TBSITrack" if TBSI else "ViPTrack")
+    assert "generative_loss" not in out and type(network).__name__ == (
+        "TBSITrack" if TBSI else "ViPTrack"
+    )
     handle.detach()
     network.eval()
 
 
 def test_dtypes(tracker: Any, sequence: Sequence) -> None:
-    """Under bfloat16 autocast, as the host's trainer with AMP, and with a plugin of another dtype than the host's."""
-    short = dataclasses.replace(sequence, visible=sequence.visible[:2], infrared=sequence.infrared[:2])
+    """Under bfloat16 autocast, as the host's trainer with AMP, and with a plugin of another dtype
+    than the host's.
+    """
+    short = dataclasses.replace(
+        sequence, visible=sequence.visible[:2], infrared=sequence.infrared[:2]
+    )
     handle = attach(tracker, small_fusion())
     expected = track(tracker, short)
     handle.fusion.to(torch.bfloat16)
@@ -125,6 +149,8 @@ def test_dtypes(tracker: Any, sequence: Sequence) -> None:
 def test_vipt_shaw_is_refused() -> None:
     network = small_network(prompt_type="vipt_shaw")
     before = anatomy(network)
-    with pytest.raises(ValueError, match=r"prompt_blocks has length 1, backbone\.blocks 4; expected as many"):
+    with pytest.raises(
+        ValueError, match=r"prompt_blocks has length 1, backbone\.blocks 4; expected as many"
+    ):
         attach(network, GenerativeFusion(48))
     assert_same_anatomy(anatomy(network), before)

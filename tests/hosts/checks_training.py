@@ -1,4 +1,6 @@
-"""The real training script of a host, with the README's lines put in. `test_ostrack_real.py` runs this by its name."""
+"""The real training script of a host, with the README's lines put in. `test_ostrack_real.py` runs
+this by its name.
+"""
 
 import copy
 import functools
@@ -21,7 +23,9 @@ from torch.utils.data import Dataset
 from gmmt_fusion import Attachment
 
 HOST = os.environ["REAL_HOST"]
-BUILD, SCRIPT = {"vipt": ("build_viptrack", "vipt"), "tbsi": ("build_tbsi_track", "tbsi_track")}[HOST]
+BUILD, SCRIPT = {"vipt": ("build_viptrack", "vipt"), "tbsi": ("build_tbsi_track", "tbsi_track")}[
+    HOST
+]
 OPTIMIZER = "    optimizer, lr_scheduler = get_optimizer_scheduler(net, cfg)\n"
 LINES = {  # after the line of lib/train/train_script.py
     "import importlib\n": "from gmmt_fusion import GenerativeFusion, attach, train_in_host\n",
@@ -62,10 +66,14 @@ class Pairs(Dataset):
         from lib.utils import TensorDict
 
         def pair(channels: int) -> Any:
-            return TensorDict({"template_images": torch.randn(1, channels, 128, 128, generator=generator),
-                               "search_images": torch.randn(1, channels, 256, 256, generator=generator),
-                               "template_anno": torch.tensor([[.25, .25, .5, .5]]),
-                               "search_anno": torch.tensor([[.4, .35, .2, .3]])})
+            return TensorDict(
+                {
+                    "template_images": torch.randn(1, channels, 128, 128, generator=generator),
+                    "search_images": torch.randn(1, channels, 256, 256, generator=generator),
+                    "template_anno": torch.tensor([[0.25, 0.25, 0.5, 0.5]]),
+                    "search_anno": torch.tensor([[0.4, 0.35, 0.2, 0.3]]),
+                }
+            )
 
         generator = torch.Generator().manual_seed(10 * self.seed + index)
         return pair(6) if HOST == "vipt" else TensorDict({"visible": pair(3), "infrared": pair(3)})
@@ -85,25 +93,40 @@ def script(folder: Path, epochs: int, options: str, rank: int) -> tuple[Any, Any
         ltr_trainer.autocast = functools.partial(torch.autocast, "cpu", torch.bfloat16)
         ltr_trainer.GradScaler = functools.partial(torch.amp.GradScaler, "cpu")
     path = checkout(HOST) / "lib" / "train" / "train_script.py"
-    text = path.read_text().replace('"cuda:0"', '"cpu"').replace('"cuda:%d" % settings.local_rank', '"cpu"')
+    text = (
+        path.read_text()
+        .replace('"cuda:0"', '"cpu"')
+        .replace('"cuda:%d" % settings.local_rank', '"cpu"')
+    )
     for before, line in LINES.items():
         assert text.count(before) == 1
-        text = text.replace(before, before + line.replace("channels=768", f"channels={SMALL['embed_dim']}{options}"))
+        text = text.replace(
+            before, before + line.replace("channels=768", f"channels={SMALL['embed_dim']}{options}")
+        )
     names: dict[str, Any] = {"__name__": "lib.train.train_script", "__package__": "lib.train"}
     exec(compile(text, str(path), "exec"), names)
     names[BUILD] = lambda cfg: small_network().train()
-    names["DDP"] = lambda net, device_ids, **options: nn.parallel.DistributedDataParallel(net, **options)
+    names["DDP"] = lambda net, device_ids, **options: nn.parallel.DistributedDataParallel(
+        net, **options
+    )
     names["build_dataloaders"] = lambda cfg, settings: tuple(
-        LTRLoader(name, Pairs(seed), training=name == "train", batch_size=2, stack_dim=1, drop_last=True)
-        for name, seed in (("train", max(rank, 0)), ("val", 5)))
+        LTRLoader(
+            name, Pairs(seed), training=name == "train", batch_size=2, stack_dim=1, drop_last=True
+        )
+        for name, seed in (("train", max(rank, 0)), ("val", 5))
+    )
 
     settings = Settings.__new__(Settings)  # its __init__ asks for a file of absolute paths
     settings.use_gpu, settings.use_wandb, settings.local_rank = False, 0, rank
     settings.num_template = settings.num_search = 1  # as the host's build_dataloaders
-    settings.env = SimpleNamespace(workspace_dir=str(folder), tensorboard_dir=str(folder / "tensorboard"))
+    settings.env = SimpleNamespace(
+        workspace_dir=str(folder), tensorboard_dir=str(folder / "tensorboard")
+    )
     settings.save_dir, settings.script_name, settings.config_name = str(folder), SCRIPT, "small"
     settings.project_path, settings.cfg_file = f"train/{SCRIPT}/small", str(folder / "small.yaml")
-    config = yaml.safe_load((checkout(HOST) / "experiments" / SCRIPT / f"{NAMES[HOST][2]}.yaml").read_text())
+    config = yaml.safe_load(
+        (checkout(HOST) / "experiments" / SCRIPT / f"{NAMES[HOST][2]}.yaml").read_text()
+    )
     config["TRAIN"].update(EPOCH=epochs, BATCH_SIZE=2, PRINT_INTERVAL=1, VAL_EPOCH_INTERVAL=1)
     if HOST == "vipt":
         config["TRAIN"].update(SAVE_EPOCH_INTERVAL=1)
@@ -132,7 +155,9 @@ def train(folder: Path, epochs: int, options: str = "", rank: int = -1) -> Any:
 
 def plugin(trainer: Any) -> dict[str, Tensor]:
     net = getattr(trainer.actor.net, "module", trainer.actor.net)
-    return {name: value for name, value in net.state_dict().items() if name.startswith("gmmt_fusion.")}
+    return {
+        name: value for name, value in net.state_dict().items() if name.startswith("gmmt_fusion.")
+    }
 
 
 def same(one: Any, other: Any) -> bool:
@@ -144,7 +169,9 @@ def same(one: Any, other: Any) -> bool:
 
 
 @pytest.mark.parametrize("options", ["", ", method='cgan'"], ids=["diffusion", "cgan"])
-def test_train_and_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, options: str) -> None:
+def test_train_and_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, options: str
+) -> None:
     LOGGED.clear()
     trainer = train(tmp_path, 2, options)
     out = capsys.readouterr().out
@@ -154,21 +181,40 @@ def test_train_and_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert same(dict(handle.host_state_dict()), dict(fresh))  # weights and BatchNorms' statistics
     trained = [p for group in trainer.optimizer.param_groups for p in group["params"]]
     assert list(map(id, trained)) == list(map(id, handle.parameters()))
-    assert all(p.grad is None for name, p in network.named_parameters() if not name.startswith("gmmt_fusion."))
-    saved = tmp_path / "checkpoints" / "train" / SCRIPT / "small" / f"{type(network).__name__}_ep0002.pth.tar"
+    assert all(
+        p.grad is None
+        for name, p in network.named_parameters()
+        if not name.startswith("gmmt_fusion.")
+    )
+    saved = (
+        tmp_path
+        / "checkpoints"
+        / "train"
+        / SCRIPT
+        / "small"
+        / f"{type(network).__name__}_ep0002.pth.tar"
+    )
     start, end = {**fresh, **trainer.start}, torch.load(saved, weights_only=False)["net"]
     assert start.keys() == end.keys()
     changed = {name for name in end if not torch.equal(start[name], end[name])}
     assert all(name.startswith("gmmt_fusion.fusion.") for name in changed)
-    assert {name.split(".")[2] for name in changed} >= {"head", "network"} | ({"discriminator"} if options else set())
+    assert {name.split(".")[2] for name in changed} >= {"head", "network"} | (
+        {"discriminator"} if options else set()
+    )
     parameters = dict(network.named_parameters())
-    out += (f"{HOST}{options}: {len(changed & parameters.keys())} of {len(list(handle.fusion.parameters()))} of the "
-            f"plugin's parameters changed, {len(changed - parameters.keys())} statistics of its head; "
-            f"0 of the host's {len(fresh)} tensors; not changed: "
-            f"{sorted(n for n in parameters if n.startswith('gmmt_fusion.') and n not in changed)}\n")
+    out += (
+        f"{HOST}{options}: {len(changed & parameters.keys())} of "
+        f"{len(list(handle.fusion.parameters()))} of the "
+        f"plugin's parameters changed, {len(changed - parameters.keys())} statistics of its head; "
+        f"0 of the host's {len(fresh)} tensors; not changed: "
+        f"{sorted(n for n in parameters if n.startswith('gmmt_fusion.') and n not in changed)}\n"
+    )
     logged = {(name, step): value for name, step, value in LOGGED}
     for step in (1, 2):
-        of = {name: logged[f"train Loss/{name}", step] for name in ("total", "giou", "l1", "location", "generative")}
+        of = {
+            name: logged[f"train Loss/{name}", step]
+            for name in ("total", "giou", "l1", "location", "generative")
+        }
         track = 2 * of["giou"] + 5 * of["l1"] + of["location"]
         assert of["total"] == pytest.approx(track + 5 * of["generative"], rel=1e-2)
         assert ("val Loss/generative", step) not in logged and logged["val Loss/total", step] > 0
@@ -176,26 +222,38 @@ def test_train_and_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     with pytest.raises(pickle.UnpicklingError):
         torch.load(saved)
     train(tmp_path, 2, options)
-    assert "Training crashed" in (refused := capsys.readouterr().out) and "Finished training!" in refused
+    assert (
+        "Training crashed" in (refused := capsys.readouterr().out)
+        and "Finished training!" in refused
+    )
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     resumed = train(tmp_path, 2, options)  # nothing is left to do: as it was saved
     assert resumed.epoch == 2 and same(plugin(resumed), plugin(trainer))
     assert same(resumed.optimizer.state_dict(), trainer.optimizer.state_dict())
     longer = train(tmp_path, 3, options)
-    assert longer.epoch == longer.lr_scheduler.last_epoch == 3 and not same(plugin(longer), plugin(trainer))
+    assert longer.epoch == longer.lr_scheduler.last_epoch == 3 and not same(
+        plugin(longer), plugin(trainer)
+    )
     assert same(dict(Attachment.of(longer.actor.net).host_state_dict()), dict(fresh))
     out += capsys.readouterr().out
     assert "Training crashed" not in out
-    sys.stdout.write("".join(line + "\n" for line in out.splitlines() if line.startswith(("[", "vipt", "tbsi"))))
+    sys.stdout.write(
+        "".join(line + "\n" for line in out.splitlines() if line.startswith(("[", "vipt", "tbsi")))
+    )
 
 
 def _process(rank: int, port: int, folder: Path) -> None:
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
+    )
     trainer = train(folder, 1, ", method='cgan'", rank)
     assert isinstance(trainer.actor.net, nn.parallel.DistributedDataParallel) and trainer.epoch == 1
     head = plugin(trainer)
-    assert trainer.optimizer.state_dict()["state"] and trainer.optimizer.state_dict()["discriminator"]["state"]
+    assert (
+        trainer.optimizer.state_dict()["state"]
+        and trainer.optimizer.state_dict()["discriminator"]["state"]
+    )
     for name, value in head.items():
         if "running_" in name:
             continue  # of each process's own pairs; DDP takes the first's at the next forward

@@ -23,7 +23,9 @@ def siamban_host() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def singles(siamban_host: None) -> Callable[[int, int], nn.Module]:
-    """Fresh copies of upstream's ModelBuilder, by levels and seed, its config set to that variant."""
+    """Fresh copies of upstream's ModelBuilder, by levels and seed, its config set to that
+    variant.
+    """
     made: dict[tuple[int, int], nn.Module] = {}
 
     def single(levels: int, seed: int = 0) -> nn.Module:
@@ -31,6 +33,7 @@ def singles(siamban_host: None) -> Callable[[int, int], nn.Module]:
         if (levels, seed) not in made:
             made[levels, seed] = build(levels, seed)
         return copy.deepcopy(made[levels, seed])
+
     return single
 
 
@@ -44,4 +47,5 @@ def pairs(singles: Any) -> Callable[[int], nn.Module]:
         if levels not in made:
             made[levels] = settled(siamban.two_stream(singles(levels), singles(levels, 1)))
         return copy.deepcopy(made[levels])
+
     return pair

@@ -1,4 +1,5 @@
-"""ViPT and TBSI from real checkouts, unedited; which one: the environment variable REAL_HOST, "vipt" or "tbsi".
+"""ViPT and TBSI from real checkouts, unedited; which one: the environment variable REAL_HOST,
+"vipt" or "tbsi".
 
 One host for each process: both call their package `lib`, and keep their configuration in a global.
 """
@@ -14,8 +15,18 @@ import tbsi
 import vipt
 from torch import nn
 
-NAMES = {"vipt": (vipt, "ViPT", "deep_rgbt"), "tbsi": (tbsi, "TBSI", "vitb_256_tbsi_32x4_4e4_lasher_15ep_in1k")}
-SMALL = {"img_size": 224, "patch_size": 16, "embed_dim": 48, "depth": 4, "num_heads": 3, "drop_path_rate": 0.1}
+NAMES = {
+    "vipt": (vipt, "ViPT", "deep_rgbt"),
+    "tbsi": (tbsi, "TBSI", "vitb_256_tbsi_32x4_4e4_lasher_15ep_in1k"),
+}
+SMALL = {
+    "img_size": 224,
+    "patch_size": 16,
+    "embed_dim": 48,
+    "depth": 4,
+    "num_heads": 3,
+    "drop_path_rate": 0.1,
+}
 
 
 def checkout(name: str) -> Path | None:
@@ -41,7 +52,8 @@ def full_network() -> nn.Module:
 def small_network(eliminate: bool = True, prompt_type: str = "vipt_deep") -> nn.Module:
     """The host's classes, put together as it does, of a width at which many forwards cost little.
 
-    eliminate, prompt_type: of ViPT, whether its blocks eliminate candidates, and vipt_deep or vipt_shaw.
+    eliminate, prompt_type: of ViPT, whether its blocks eliminate candidates, and vipt_deep or
+    vipt_shaw.
     """
     module, cfg = host()
     from lib.models.layers.head import CenterPredictor
@@ -52,9 +64,19 @@ def small_network(eliminate: bool = True, prompt_type: str = "vipt_deep") -> nn.
         from lib.models.vipt.vit_ce_prompt import VisionTransformerCE
         from lib.models.vipt.vit_prompt import VisionTransformerP
 
-        options = {**SMALL, "search_size": (256, 256), "template_size": (128, 128), "new_patch_size": 16}
-        backbone = (VisionTransformerCE(**options, ce_loc=[1, 2], ce_keep_ratio=[0.7, 0.7], prompt_type=prompt_type)
-                    if eliminate else VisionTransformerP(**options, prompt_type=prompt_type))
+        options = {
+            **SMALL,
+            "search_size": (256, 256),
+            "template_size": (128, 128),
+            "new_patch_size": 16,
+        }
+        backbone = (
+            VisionTransformerCE(
+                **options, ce_loc=[1, 2], ce_keep_ratio=[0.7, 0.7], prompt_type=prompt_type
+            )
+            if eliminate
+            else VisionTransformerP(**options, prompt_type=prompt_type)
+        )
         return host_compat.randomise(ViPTrack(backbone, head, head_type="CENTER"))
     from lib.models.tbsi_track.tbsi_track import TBSITrack
     from lib.models.tbsi_track.vit_tbsi_care import VisionTransformerTBSI
@@ -65,11 +87,25 @@ def small_network(eliminate: bool = True, prompt_type: str = "vipt_deep") -> nn.
 
 
 def law_cases() -> list[dict[str, Any]]:
-    """Arguments of `cases.ostrack`: the rows of the table over which the law of patching is tested."""
+    """Arguments of `cases.ostrack`: the rows of the table over which the law of patching is
+    tested.
+    """
     common = {"search": 256, "channels": SMALL["embed_dim"], "size": 16}
     if os.environ["REAL_HOST"] == "tbsi":
-        tbsi_row = {"name": "real tbsi", "build": small_network, "fused_in": "tbsi_fuse_search.0", "lists": True}
+        tbsi_row = {
+            "name": "real tbsi",
+            "build": small_network,
+            "fused_in": "tbsi_fuse_search.0",
+            "lists": True,
+        }
         return [{**tbsi_row, **common}]
-    return [{"name": name, "build": partial(small_network, eliminate), "fused_in": "backbone.blocks.3.attn",
-             "fullgraph": False, **common}
-            for name, eliminate in (("real vipt", True), ("real vipt without elimination", False))]
+    return [
+        {
+            "name": name,
+            "build": partial(small_network, eliminate),
+            "fused_in": "backbone.blocks.3.attn",
+            "fullgraph": False,
+            **common,
+        }
+        for name, eliminate in (("real vipt", True), ("real vipt without elimination", False))
+    ]

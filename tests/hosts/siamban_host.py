@@ -1,4 +1,6 @@
-"""A real checkout of siamban, unmodified: HOSTS=folder that holds `siamban`. Its models, its video and its tracker."""
+"""A real checkout of siamban, unmodified: HOSTS=folder that holds `siamban`. Its models, its video
+and its tracker.
+"""
 
 import ast
 import os
@@ -16,9 +18,12 @@ from gmmt_fusion.adapters import siamban
 
 CHECKOUT = Path(os.environ.get("HOSTS", "")) / "siamban"
 needs_siamban = [
-    pytest.mark.skipif("HOSTS" not in os.environ or not (CHECKOUT / "siamban").is_dir(),
-                       reason="HOSTS names no folder with a checkout of siamban"),
-    pytest.mark.usefixtures("siamban_host")]
+    pytest.mark.skipif(
+        "HOSTS" not in os.environ or not (CHECKOUT / "siamban").is_dir(),
+        reason="HOSTS names no folder with a checkout of siamban",
+    ),
+    pytest.mark.usefixtures("siamban_host"),
+]
 BOX = [100.0, 90.0, 50.0, 40.0]
 
 
@@ -32,7 +37,10 @@ def configure(levels: int) -> Any:
     cfg.CUDA = torch.cuda.is_available()
     if levels == 1:
         cfg.BACKBONE.KWARGS = CfgNode({"used_layers": [3]})
-        cfg.ADJUST.TYPE, cfg.ADJUST.KWARGS = "AdjustLayer", CfgNode({"in_channels": 1024, "out_channels": 256})
+        cfg.ADJUST.TYPE, cfg.ADJUST.KWARGS = (
+            "AdjustLayer",
+            CfgNode({"in_channels": 1024, "out_channels": 256}),
+        )
         cfg.BAN.TYPE, cfg.BAN.KWARGS = "DepthwiseBAN", CfgNode({"cls_out_channels": 2})
     return cfg
 
@@ -75,15 +83,24 @@ def frames(count: int = 2) -> list[np.ndarray]:
     for index in range(count):
         frame = background.copy()
         x, y = 100 + 4 * index, 90 + 2 * index
-        frame[y:y + 40, x:x + 50] = (220, 60, 40, 240, 240, 240)
+        frame[y : y + 40, x : x + 50] = (220, 60, 40, 240, 240, 240)
         video.append(frame)
     return video
 
 
 def crops(count: int, channels: int) -> dict[str, Tensor]:
-    video = torch.from_numpy(np.stack(frames(count))).permute(0, 3, 1, 2)[:, :channels].float().contiguous()
-    return {name: F.interpolate(video[..., 110 - side:110 + side, 125 - side:125 + side], (size, size))
-            for name, side, size in (("template", 45, 127), ("search", 90, 255))}
+    video = (
+        torch.from_numpy(np.stack(frames(count)))
+        .permute(0, 3, 1, 2)[:, :channels]
+        .float()
+        .contiguous()
+    )
+    return {
+        name: F.interpolate(
+            video[..., 110 - side : 110 + side, 125 - side : 125 + side], (size, size)
+        )
+        for name, side, size in (("template", 45, 127), ("search", 90, 255))
+    }
 
 
 def batch(size: int = 2, channels: int = 6) -> dict[str, Tensor]:
@@ -93,13 +110,17 @@ def batch(size: int = 2, channels: int = 6) -> dict[str, Tensor]:
     from siamban.utils.bbox import Corner
 
     np.random.seed(0)  # noqa: NPY002
-    labels = [PointTarget()(Corner(100, 95, 160, 150), cfg.TRAIN.OUTPUT_SIZE, False) for _ in range(size)]
+    labels = [
+        PointTarget()(Corner(100, 95, 160, 150), cfg.TRAIN.OUTPUT_SIZE, False) for _ in range(size)
+    ]
     cls, loc = (torch.from_numpy(np.stack(values)) for values in zip(*labels, strict=True))
     return {**crops(size, channels), "label_cls": cls, "label_loc": loc}
 
 
 def boxes(model: nn.Module, video: list[np.ndarray]) -> np.ndarray:
-    """Upstream's own tracker on all frames but the first, gradients not disabled, as its test scripts run it."""
+    """Upstream's own tracker on all frames but the first, gradients not disabled, as its test
+    scripts run it.
+    """
     from siamban.tracker.tracker_builder import build_tracker
 
     tracker = build_tracker(model)
@@ -125,5 +146,7 @@ def optimiser(model: nn.Module) -> tuple[torch.optim.Optimizer, Any]:
 def plugin(levels: int, perturbed: bool = True) -> GenerativeFusion:
     fusion = GenerativeFusion.preset("small-unet", 256 * levels, 31)
     if perturbed:
-        nn.init.normal_(fusion.network.last_layer.weight, std=0.05, generator=torch.Generator().manual_seed(0))
+        nn.init.normal_(
+            fusion.network.last_layer.weight, std=0.05, generator=torch.Generator().manual_seed(0)
+        )
     return fusion

@@ -1,4 +1,6 @@
-"""The Siamese RGB-T baseline made of a real checkout of siamban, unmodified: HOSTS=folder that holds `siamban`."""
+"""The Siamese RGB-T baseline made of a real checkout of siamban, unmodified: HOSTS=folder that
+holds `siamban`.
+"""
 
 import copy
 import pickle
@@ -9,7 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from siamban_host import CHECKOUT, batch, boxes, build, configure, frames, needs_siamban, optimiser, plugin, settled
+from siamban_host import (
+    CHECKOUT,
+    batch,
+    boxes,
+    build,
+    configure,
+    frames,
+    needs_siamban,
+    optimiser,
+    plugin,
+    settled,
+)
 from torch import Tensor, nn
 from two_processes import of_both, run_in_two_processes
 
@@ -21,10 +34,17 @@ each_variant = pytest.mark.parametrize("levels", [1, 3])
 
 
 def anatomy(model: nn.Module) -> list[tuple[Any, ...]]:
-    return [(name, type(module), {key: value for key, value in vars(module).items() if not isinstance(value, dict)},
-             [len(value) for key, value in vars(module).items() if key.endswith("_hooks")], list(module._modules),
-             [p.requires_grad for p in module._parameters.values() if p is not None])
-            for name, module in model.named_modules()]
+    return [
+        (
+            name,
+            type(module),
+            {key: value for key, value in vars(module).items() if not isinstance(value, dict)},
+            [len(value) for key, value in vars(module).items() if key.endswith("_hooks")],
+            list(module._modules),
+            [p.requires_grad for p in module._parameters.values() if p is not None],
+        )
+        for name, module in model.named_modules()
+    ]
 
 
 @each_variant
@@ -36,10 +56,15 @@ def test_two_streams_track_as_one_where_both_see_the_same(singles: Any, levels: 
     pair = batch()
     with torch.no_grad():
         rgb, tir = model.backbone(pair["search"])
-        alone = single.backbone(pair["search"][:, :3].contiguous()), single.backbone(pair["search"][:, 3:].contiguous())
+        alone = (
+            single.backbone(pair["search"][:, :3].contiguous()),
+            single.backbone(pair["search"][:, 3:].contiguous()),
+        )
     for ours, theirs in zip((rgb, tir), alone, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
-    with pytest.raises(ValueError, match=r"crops of shape \(1, 3, 127, 127\); expected \(B, 6, H, W\)"):
+    with pytest.raises(
+        ValueError, match=r"crops of shape \(1, 3, 127, 127\); expected \(B, 6, H, W\)"
+    ):
         boxes(model, [frame[..., :3].copy() for frame in video])
 
 
@@ -59,22 +84,31 @@ def test_stages_1_train_with_upstreams_optimiser(singles: Any, levels: int) -> N
     start = copy.deepcopy(single.state_dict())
     optimizer, _ = optimiser_for(levels, single)
     assert step(single, optimizer, batch(channels=3)) >= {"total_loss", "cls_loss", "loc_loss"}
-    assert {name.split(".")[0] for name, value in single.state_dict().items() if not torch.equal(value, start[name])} \
-        == {"backbone", "neck", "head"}
+    assert {
+        name.split(".")[0]
+        for name, value in single.state_dict().items()
+        if not torch.equal(value, start[name])
+    } == {"backbone", "neck", "head"}
 
     model = siamban.two_stream(single, singles(levels, 1)).train()  # stage 1.2
     for frozen in (model.backbone, model.neck.rgb, model.neck.tir):
         frozen.requires_grad_(False).eval()
     start = copy.deepcopy(model.state_dict())
-    optimizer = torch.optim.SGD((p for p in model.parameters() if p.requires_grad), lr=0.005, momentum=0.9)
+    optimizer = torch.optim.SGD(
+        (p for p in model.parameters() if p.requires_grad), lr=0.005, momentum=0.9
+    )
     step(model, optimizer, batch())
-    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, start[name])}
-    assert {name.split(".")[0] if name.startswith("head") else ".".join(name.split(".")[:2]) for name in changed} \
-        == {"head", "neck.fusion"}
+    changed = {
+        name for name, value in model.state_dict().items() if not torch.equal(value, start[name])
+    }
+    assert {
+        name.split(".")[0] if name.startswith("head") else ".".join(name.split(".")[:2])
+        for name in changed
+    } == {"head", "neck.fusion"}
 
 
 def optimiser_for(levels: int, model: nn.Module) -> tuple[torch.optim.Optimizer, Any]:
-    configure(levels).BACKBONE.TRAIN_LAYERS = ["layer2", "layer3", "layer4"][:levels + 1]
+    configure(levels).BACKBONE.TRAIN_LAYERS = ["layer2", "layer3", "layer4"][: levels + 1]
     return optimiser(model)
 
 
@@ -95,7 +129,11 @@ def test_build_opt_lr_finds_both_streams(singles: Any, levels: int) -> None:
     optimizer, _ = optimiser_for(levels, model)
     trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in model.named_parameters():
-        frozen = name.startswith("backbone") and name.split(".")[2] not in ("layer2", "layer3", "layer4")
+        frozen = name.startswith("backbone") and name.split(".")[2] not in (
+            "layer2",
+            "layer3",
+            "layer4",
+        )
         assert (id(parameter) in trained) is not frozen, name
 
 
@@ -129,7 +167,9 @@ def test_only_the_search_region_is_generated(singles: Any, levels: int) -> None:
     model = siamban.two_stream(singles(levels))
     calls: list[torch.Size] = []
     handle = attach(model, plugin(levels))
-    model.neck.fusion.levels[0].register_forward_hook(lambda module, args, output: calls.append(output.shape[-2:]))
+    model.neck.fusion.levels[0].register_forward_hook(
+        lambda module, args, output: calls.append(output.shape[-2:])
+    )
     boxes(model, frames())
     assert calls == [(7, 7)]
     with torch.no_grad():
@@ -154,9 +194,16 @@ def test_fine_tuning_trains_the_plugin_alone(pairs: Any, levels: int, tmp_path: 
     optimiser_for(levels, model.train())  # sets requires_grad and .train() on parts of the host
     optimizer = torch.optim.SGD(handle.parameters(), lr=0.005, momentum=0.9, weight_decay=1e-4)
     for _ in range(2):
-        assert step(model, optimizer, batch()) == {"total_loss", "cls_loss", "loc_loss", "generative_loss"}
+        assert step(model, optimizer, batch()) == {
+            "total_loss",
+            "cls_loss",
+            "loc_loss",
+            "generative_loss",
+        }
     assert all(torch.equal(value, host[name]) for name, value in handle.host_state_dict().items())
-    assert all(p.grad is None for n, p in model.named_parameters() if not n.startswith("gmmt_fusion."))
+    assert all(
+        p.grad is None for n, p in model.named_parameters() if not n.startswith("gmmt_fusion.")
+    )
     tuned = boxes(model, video)
     assert not np.array_equal(tuned, start)
     handle.save_pretrained(tmp_path)
@@ -173,7 +220,10 @@ def test_compiled(pairs: Any, levels: int) -> None:
     torch._dynamo.reset()
     with torch.no_grad():
         model.template(pair["template"])
-        expected, compiled = model.track(pair["search"]), torch.compile(model.track, backend="eager", fullgraph=True)
+        expected, compiled = (
+            model.track(pair["search"]),
+            torch.compile(model.track, backend="eager", fullgraph=True),
+        )
         torch.testing.assert_close(compiled(pair["search"]), expected)
         with handle.disabled():
             torch.testing.assert_close(compiled(pair["search"]), model.track(pair["search"]))
@@ -209,7 +259,9 @@ def test_upstreams_raw_head_is_refused(singles: Any) -> None:
     model.head = DepthwiseBAN()
     with pytest.raises(ValueError, match="OneLevelHead"):
         siamban.two_stream(model)
-    with pytest.raises(ValueError, match=r"'neck' \(AdjustLayer\) is of one modality; call .*two_stream"):
+    with pytest.raises(
+        ValueError, match=r"'neck' \(AdjustLayer\) is of one modality; call .*two_stream"
+    ):
         attach(singles(1), plugin(1))
 
 
@@ -217,7 +269,10 @@ def test_a_checkpoint_of_upstreams_trainer(singles: Any, tmp_path: Path) -> None
     model = siamban.two_stream(singles(1))
     optimizer, scheduler = optimiser_for(1, model)
     scheduler.step(1)
-    torch.save({"epoch": 1, "state_dict": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "e1.pth")
+    torch.save(
+        {"epoch": 1, "state_dict": model.state_dict(), "optimizer": optimizer.state_dict()},
+        tmp_path / "e1.pth",
+    )
     with pytest.raises(pickle.UnpicklingError):
         torch.load(tmp_path / "e1.pth")  # numpy's scalars
     checkpoint = load_host_checkpoint(tmp_path / "e1.pth")
