@@ -40,14 +40,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from gmmt_fusion import Attachment, GenerativeFusion, attach, recipes
+from gmmt_fusion import Attachment, GenerativeFusion, attach
 from gmmt_fusion.adapters import ModuleAdapter
-from gmmt_fusion.cache import CachedFeatures, cache_features
-from gmmt_fusion.calibration import least_squares_convolution
-from gmmt_fusion.degradation import Degradation
+from gmmt_fusion.evaluation.metrics import evaluate
 from gmmt_fusion.files import write_atomically
-from gmmt_fusion.metrics import evaluate
-from gmmt_fusion.training import fine_tune
+from gmmt_fusion.model.calibration import least_squares_convolution
+from gmmt_fusion.training import recipes
+from gmmt_fusion.training.degradation import Degradation
+from gmmt_fusion.training.feature_cache import CachedFeatures, cache_features
+from gmmt_fusion.training.fine_tuning import fine_tune
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from embedded.sequences import TEST_SEEDS, TRAIN_SEEDS, VALIDATION_SEEDS, generate_sequence

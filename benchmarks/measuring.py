@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from gmmt_fusion import Attachment, GenerativeFusion, attach
 from gmmt_fusion.adapters import ModuleAdapter
-from gmmt_fusion.networks import Block
+from gmmt_fusion.model.networks import Block
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 

@@ -40,7 +40,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gmmt_fusion import Attachment, GenerativeFusion
 from gmmt_fusion.files import write_atomically
-from gmmt_fusion.fusion import METHODS, PRESETS
+from gmmt_fusion.model.fusion import METHODS, PRESETS
 
 Row = dict[str, Any]
 Functions = dict[str, Callable[[], Any]]

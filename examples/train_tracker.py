@@ -21,8 +21,8 @@ from embedded.tracking import run
 from embedded.training import PairDataset, train_stage
 from safetensors.torch import save_file
 
+from gmmt_fusion.evaluation.metrics import evaluate
 from gmmt_fusion.files import write_atomically
-from gmmt_fusion.metrics import evaluate
 
 
 def train(arguments: argparse.Namespace) -> Path:

@@ -19,7 +19,7 @@ from embedded.sequences import Sequence
 from torch import Tensor, nn
 
 from gmmt_fusion import GenerativeFusion, attach
-from gmmt_fusion.host_checkpoint import load_host_checkpoint
+from gmmt_fusion.attaching.host_checkpoint import load_host_checkpoint
 
 
 def configuration(checkout: str, name: str) -> object:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .attachment import Attachment, attach
-    from .fusion import FusionOutput, GenerativeFusion
-    from .host_checkpoint import load_host_checkpoint
-    from .host_loop import train_in_host
+    from .attaching.attachment import Attachment, attach
+    from .attaching.host_checkpoint import load_host_checkpoint
+    from .model.fusion import FusionOutput, GenerativeFusion
+    from .training.host_loop import train_in_host
 
 __all__ = [
     "Attachment",
@@ -24,12 +24,12 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Attachment": "attachment",
-    "attach": "attachment",
-    "FusionOutput": "fusion",
-    "GenerativeFusion": "fusion",
-    "load_host_checkpoint": "host_checkpoint",
-    "train_in_host": "host_loop",
+    "Attachment": "attaching.attachment",
+    "attach": "attaching.attachment",
+    "FusionOutput": "model.fusion",
+    "GenerativeFusion": "model.fusion",
+    "load_host_checkpoint": "attaching.host_checkpoint",
+    "train_in_host": "training.host_loop",
 }
 
 

@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from . import benchmarks, figures, plots
+from .evaluation import figures, plots
+from .evaluation import layouts as benchmarks
+from .evaluation.metrics import Scores, evaluate
 from .files import write_atomically
-from .metrics import Scores, evaluate
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -138,7 +139,7 @@ def _track(options: argparse.Namespace) -> None:
         raise ValueError(
             "expected --benchmark and --data, or else --visible, --auxiliary and --box"
         )
-    from . import tracking
+    from .evaluation import tracking
 
     given = ("tracker", "fusion", "benchmark", "data", "visible", "auxiliary", "depth", "box")
     settings = {name: str(value) for name in given if (value := getattr(options, name))}

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from test_metrics import BOX, NAN, shifted, write
 
-from gmmt_fusion import benchmarks
 from gmmt_fusion.__main__ import main
+from gmmt_fusion.evaluation import layouts as benchmarks
 
 CORNERS = "10,20,30,20,30,60,10,60"
 

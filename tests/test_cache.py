@@ -17,8 +17,8 @@ from training_data import Loss, assert_same, attached, labels, weights
 
 from gmmt_fusion import Attachment, attach
 from gmmt_fusion.adapters import ModuleAdapter
-from gmmt_fusion.cache import CachedFeatures, cache_features
-from gmmt_fusion.training import fine_tune, paper_optimizer
+from gmmt_fusion.training.feature_cache import CachedFeatures, cache_features
+from gmmt_fusion.training.fine_tuning import fine_tune, paper_optimizer
 
 CONCAT = CASES[0]
 each_host = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

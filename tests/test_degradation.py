@@ -13,8 +13,8 @@ from tiny_hosts import SumTracker
 from training_data import labels
 
 from gmmt_fusion import Attachment, attach
-from gmmt_fusion.cache import CachedFeatures, cache_features
-from gmmt_fusion.degradation import Degradation
+from gmmt_fusion.training.degradation import Degradation
+from gmmt_fusion.training.feature_cache import CachedFeatures, cache_features
 
 WITH_PICTURES = [case for case in CASES if case.fusion.get("modalities", 2) == 2]
 

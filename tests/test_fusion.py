@@ -515,7 +515,7 @@ def test_presets_are_as_documented() -> None:
             fusion(*maps(2, (1, 768, 16, 16)))
         assert counter.get_total_flops() == pytest.approx(flop, rel=0.01)
     with torch.device("meta"):
-        from gmmt_fusion.networks import UNet
+        from gmmt_fusion.model.networks import UNet
 
         unet = UNet(3 * 768, 768, (16, 16), widths=(768, 1152, 1536), depth=3)
     assert sum(p.numel() for p in unet.parameters()) == pytest.approx(979e6, rel=0.01)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from gmmt_fusion import load_host_checkpoint
-from gmmt_fusion.host_checkpoint import NotLoaded
+from gmmt_fusion.attaching.host_checkpoint import NotLoaded
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from training_data import assert_same, attached, weights
 from two_processes import of_both, run_in_two_processes
 
 from gmmt_fusion import Attachment, train_in_host
-from gmmt_fusion.recipes import paper_optimizer
+from gmmt_fusion.training.recipes import paper_optimizer
 
 CONCAT, SIAMESE = CASES[0], CASES[2]
 

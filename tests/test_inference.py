@@ -79,7 +79,7 @@ def test_frames_of_another_size_draw_their_noise_once(
     fusion = make(**method)
     fusion.optimize()
     expected = fusion(*maps(size=(5, 7)))
-    monkeypatch.setattr("gmmt_fusion.fusion.standard_normal", None)
+    monkeypatch.setattr("gmmt_fusion.model.fusion.standard_normal", None)
     assert torch.equal(fusion(*maps(size=(5, 7))), expected)
 
 
@@ -293,9 +293,9 @@ def test_diffusers_is_imported_only_where_it_is_needed() -> None:
     """diffusers takes seconds to import, and only schedulers and the UNet are taken from it."""
     code = """
 import sys, gmmt_fusion
-assert "gmmt_fusion.fusion" not in sys.modules and "torch" not in sys.modules
+assert "gmmt_fusion.model.fusion" not in sys.modules and "torch" not in sys.modules
 from gmmt_fusion import GenerativeFusion, attach
-import gmmt_fusion.adapters, gmmt_fusion.inference
+import gmmt_fusion.adapters, gmmt_fusion.model.fast_path
 GenerativeFusion(8, method="raw")
 GenerativeFusion(8, method="cgan")
 assert "diffusers" not in sys.modules, "diffusers was imported"

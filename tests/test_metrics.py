@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 import gmmt_fusion
-from gmmt_fusion import benchmarks
-from gmmt_fusion.metrics import PROTOCOLS, evaluate
+from gmmt_fusion.evaluation import layouts as benchmarks
+from gmmt_fusion.evaluation.metrics import PROTOCOLS, evaluate
 
 SHORT_TERM = {"gtot": ("PR", "SR"), "rgbt234": ("MPR", "MSR"), "lasher": ("PR", "NPR", "SR")}
 NAN = [math.nan] * 4
@@ -368,7 +368,7 @@ def test_metrics_needs_numpy_only_and_serves_the_command_only(monkeypatch):
                 else []
             )
             if path.name not in ("__main__.py", "plots.py"):
-                assert not {"metrics", "gmmt_fusion.metrics"} & set(names), path
+                assert not {"metrics", "gmmt_fusion.evaluation.metrics"} & set(names), path
 
 
 @pytest.fixture(scope="module")

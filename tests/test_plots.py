@@ -8,8 +8,9 @@ import pytest
 import torch
 from cases import CASES
 
-from gmmt_fusion import attach, figures, plots, tracking
-from gmmt_fusion.metrics import evaluate
+from gmmt_fusion import attach
+from gmmt_fusion.evaluation import figures, plots, tracking
+from gmmt_fusion.evaluation.metrics import evaluate
 
 CONCAT = CASES[0]
 BUILDER = """

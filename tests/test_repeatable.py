@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, WeightedRandomSampler
 from training_data import Labels, labels
 
-from gmmt_fusion.repeatable import RepeatableLoader
+from gmmt_fusion.training.repeatable import RepeatableLoader
 
 
 def jittered(samples: list[dict[str, Tensor]]) -> Tensor:

@@ -13,11 +13,12 @@ from embedded.siamese import SEARCH_MAP
 from tiny_benchmark import BOX, HEIGHT, WIDTH, dataset, picture, pictures, video
 from torch import nn
 
-from gmmt_fusion import Attachment, GenerativeFusion, attach, benchmarks
+from gmmt_fusion import Attachment, GenerativeFusion, attach
 from gmmt_fusion.__main__ import main
 from gmmt_fusion.adapters import ModuleAdapter
-from gmmt_fusion.frames import colour_map, open_sequence
-from gmmt_fusion.tracking import load_tracker, run
+from gmmt_fusion.evaluation import layouts as benchmarks
+from gmmt_fusion.evaluation.frames import colour_map, open_sequence
+from gmmt_fusion.evaluation.tracking import load_tracker, run
 
 
 class Follower(nn.Module):
@@ -404,7 +405,7 @@ def test_interruption_leaves_nothing_half_written(tmp_path, capsys, monkeypatch,
         if where == "tracker":
             patch.setattr(Follower, "fail_at", 6)  # the second frame of b
         else:
-            patch.setattr("gmmt_fusion.frames._draw", interrupt)
+            patch.setattr("gmmt_fusion.evaluation.frames._draw", interrupt)
         assert command(out, *arguments) == 130
     assert "interrupted" in capsys.readouterr().err
     found = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())

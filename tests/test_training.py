@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from training_data import Loss, assert_same, attached, labels, weights
 
 from gmmt_fusion import Attachment, GenerativeFusion, attach
-from gmmt_fusion.training import adamw_optimizer, fine_tune, paper_optimizer
+from gmmt_fusion.training.fine_tuning import adamw_optimizer, fine_tune, paper_optimizer
 
 CONCAT, MAPS = CASES[0], CASES[1]
 QUIET = {"progress": False}
@@ -166,7 +166,7 @@ class Restless(Loss):
             raise self.accident
         return super().__call__(network, batch) * (
             1 + random.random() + np.random.rand() + torch.rand(())
-        )  # noqa: NPY002
+        )
 
 
 LONG: dict[str, Any] = {

@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from gmmt_fusion import benchmarks
+from gmmt_fusion.evaluation import layouts as benchmarks
 
 BOX = [4.0, 6.0, 10.0, 8.0]
 WIDTH, HEIGHT = 33, 25

@@ -13,7 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from gmmt_fusion.frames import Pictures, open_sequence
+from gmmt_fusion.evaluation.frames import Pictures, open_sequence
 
 from .scene import Scene
 
@@ -109,7 +109,7 @@ def write_sequence(sequence: Sequence, folder: str | Path) -> Path:
 
 
 def read_sequence(folder: str | Path) -> Sequence:
-    """Read one folder in LasHeR's or GTOT's layout (`gmmt_fusion.frames`); frames are decoded when
+    """Read one folder in LasHeR's or GTOT's layout (`gmmt_fusion.evaluation.frames`); frames are decoded when
     asked for.
 
     Raises OSError for what is missing or unreadable and ValueError for bad contents, naming the

@@ -15,8 +15,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from gmmt_fusion.degradation import Degradation
 from gmmt_fusion.files import write_atomically
+from gmmt_fusion.training.degradation import Degradation
 
 from .scene import Scene
 from .siamese import SEARCH_SIZE, TEMPLATE_SIZE, SiameseTracker, make_labels

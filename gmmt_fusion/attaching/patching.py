@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from .fusion import GenerativeFusion
+from ..model.fusion import GenerativeFusion
 
 PREFIX = "gmmt_fusion"
 """The one name under which the plugin's parameters appear in the host's `state_dict` and

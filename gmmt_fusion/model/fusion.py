@@ -12,9 +12,7 @@ from einops import rearrange
 from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
 
-from . import checkpoint
-from .calibration import least_squares_convolution, moments
-from .checks import (
+from ..checks import (
     check_choice,
     check_finite,
     check_maps,
@@ -22,7 +20,9 @@ from .checks import (
     check_size,
     check_whole_number,
 )
-from .inference import Optimized
+from . import checkpoint
+from .calibration import least_squares_convolution, moments
+from .fast_path import Optimized
 from .methods import (
     PREDICTION_TYPES,
     WEIGHTINGS,

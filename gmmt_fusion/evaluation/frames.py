@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from .benchmarks import BENCHMARKS, read_truth
+from .layouts import BENCHMARKS, read_truth
 
 PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff")
 RATE = 25.0  # frames/s of the videos made of pictures, which do not say theirs

@@ -8,7 +8,7 @@ from torch import Tensor, distributed
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from .attachment import Attachment
+from ..attaching.attachment import Attachment
 from .recipes import Recipe, paper_optimizer
 
 

@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from . import benchmarks
-from .files import write_atomically
+from ..files import write_atomically
+from ..model.fusion import GenerativeFusion
+from . import layouts as benchmarks
 from .frames import Sequence, open_pair, open_sequence, open_sequences, write_video
-from .fusion import GenerativeFusion
 
 __all__ = [
     "Sequence",
@@ -54,8 +54,8 @@ def load_tracker(spec: str, fusion: Any = None) -> Any:
         ValueError, OSError, ImportError: no such function, or what it returns cannot be driven or
         attached to.
     """
-    from .adapters import Adapter
-    from .attachment import Attachment, attach
+    from ..adapters import Adapter
+    from ..attaching.attachment import Attachment, attach
 
     place, _, name = str(spec).rpartition(":")
     if not place or not name:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checks import check_choice, check_maps
+from ..checks import check_choice, check_maps
 from .networks import UNet
 
 if TYPE_CHECKING:

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from torch.utils.data import Subset
 
-from . import checkpoint
-from .attachment import Attachment
-from .cache import CachedFeatures
-from .checks import check_share, check_terms, check_whole_number
-from .files import remove_folder_atomically, write_atomically, write_folder_atomically
-from .fusion import GenerativeFusion
+from ..attaching.attachment import Attachment
+from ..checks import check_share, check_terms, check_whole_number
+from ..files import remove_folder_atomically, write_atomically, write_folder_atomically
+from ..model import checkpoint
+from ..model.fusion import GenerativeFusion
+from .feature_cache import CachedFeatures
 from .recipes import Recipe, adamw_optimizer, paper_optimizer
 from .repeatable import RepeatableLoader, random_state, set_random_state
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .files import write_atomically
-from .version import __version__
+from ..files import write_atomically
+from ..version import __version__
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 

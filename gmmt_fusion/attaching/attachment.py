@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import checkpoint
-from .fusion import GenerativeFusion
+from ..model import checkpoint
+from ..model.fusion import GenerativeFusion
 from .patching import NO_REPLICAS, PREFIX, Patched, Plugin, Point, Root, first_parameter, patch
 
 

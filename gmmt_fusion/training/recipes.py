@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from .checks import check_whole_number
+from ..checks import check_whole_number
 
 Recipe = Callable[[list[nn.Parameter], int, int], tuple[Optimizer, LRScheduler]]
 """(parameters, epochs, steps an epoch) to an optimiser and a schedule that is stepped after every

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from einops import rearrange
 
-from . import benchmarks, plots
+from . import layouts as benchmarks
+from . import plots
 
 PACKAGES = {"matplotlib": "matplotlib", "sklearn": "scikit-learn", "tqdm": "tqdm"}
 
@@ -112,7 +113,7 @@ def collect(
     """
     import torch
 
-    from .attachment import Attachment
+    from ..attaching.attachment import Attachment
     from .tracking import run
 
     handle = Attachment.of(tracker)
@@ -210,10 +211,10 @@ def _patches(seen: Sequence[Any], bgr: Sequence[bool]) -> list[np.ndarray]:
 
 
 def _figures(options: argparse.Namespace) -> None:
+    from ..attaching.attachment import Attachment
+    from ..checks import check_whole_number
+    from ..model.methods import Diffusion
     from . import tracking
-    from .attachment import Attachment
-    from .checks import check_whole_number
-    from .methods import Diffusion
 
     for module, package in PACKAGES.items():
         if find_spec(module) is None:

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from .attachment import Attachment, run_host
-from .checks import check_choice, check_whole_number
-from .files import write_atomically
-from .patching import Plugin, Point
+from ..attaching.attachment import Attachment, run_host
+from ..attaching.patching import Plugin, Point
+from ..checks import check_choice, check_whole_number
+from ..files import write_atomically
+from ..version import __version__
 from .repeatable import RepeatableLoader
-from .version import __version__
 
 MANIFEST = "manifest.json"
 DTYPES = {

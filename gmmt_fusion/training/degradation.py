@@ -11,7 +11,7 @@ from einops import rearrange, reduce
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from .checks import check_share
+from ..checks import check_share
 
 KINDS = ("dark", "low contrast", "noisy", "blurred", "missing")
 

@@ -1,0 +1,1 @@
+"""How a fusion gets into a host tracker, and out again without a trace."""

@@ -1,0 +1,1 @@
+"""Running trackers over benchmarks, scoring what they write, and drawing it."""

@@ -1,0 +1,1 @@
+"""What a fusion is: its network, its generative method and its saved form."""

@@ -1,0 +1,18 @@
+"""Fine-tuning the fusion and its new head, in the library's own loop or in a host's."""
+
+from .degradation import Degradation
+from .feature_cache import CachedFeatures, cache_features
+from .fine_tuning import fine_tune
+from .host_loop import train_in_host
+from .recipes import Recipe, adamw_optimizer, paper_optimizer
+
+__all__ = [
+    "CachedFeatures",
+    "Degradation",
+    "Recipe",
+    "adamw_optimizer",
+    "cache_features",
+    "fine_tune",
+    "paper_optimizer",
+    "train_in_host",
+]
