@@ -1,15 +1,13 @@
-"""One adapter for each host tracker; `ADAPTERS` are those that `attach(adapter="auto")` tries, in
-this order.
-"""
+"""One adapter for each host tracker, and `attach`, which tries them."""
+
+from gmmt_fusion.attaching.adapter import Adapter
 
 from . import siamban
-from .base import Adapter
+from .auto import ADAPTERS, attach
 from .module import ModuleAdapter
 from .siamban import SiamBANAdapter
 from .tbsi import TBSIAdapter
 from .vipt import ViPTAdapter
-
-ADAPTERS: tuple[type[Adapter], ...] = (ViPTAdapter, TBSIAdapter, SiamBANAdapter)
 
 __all__ = [
     "ADAPTERS",
@@ -18,5 +16,6 @@ __all__ = [
     "SiamBANAdapter",
     "TBSIAdapter",
     "ViPTAdapter",
+    "attach",
     "siamban",
 ]

@@ -5,7 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .base import Adapter, split_maps
+from gmmt_fusion.attaching.adapter import Adapter, split_maps
+from gmmt_fusion.attaching.patching import ForwardPass, Method
 
 
 class ModuleAdapter(Adapter):
@@ -25,17 +26,19 @@ class ModuleAdapter(Adapter):
         self.fusion, self.head = fusion, head
         self.size = (size, size) if isinstance(size, int) else size and tuple(size)
 
-    def points(self, network: nn.Module) -> Mapping[str, Callable[..., Any]]:
+    def points(self, network: nn.Module) -> Mapping[str, Method]:
         return {self.fusion: self.fuse}
 
-    def fuse(self, plugin: Any, host: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        maps = split_maps((*args, *kwargs.values()), plugin.fusion.modalities)
+    def fuse(
+        self, current: ForwardPass, forward: Callable[..., Tensor], *args: Any, **kwargs: Any
+    ) -> Tensor:
+        maps = split_maps((*args, *kwargs.values()), current.modalities)
         if maps is None:
             raise ValueError(
                 f"the fusion {self.fusion!r} was called with {len(args) + len(kwargs)} arguments; "
-                f"expected {plugin.fusion.modalities} maps (B, C, H, W), a list of them, or their "
+                f"expected {current.modalities} maps (B, C, H, W), a list of them, or their "
                 "concatenation"
             )
         if self.size is not None and tuple(maps[0].shape[-2:]) != self.size:
-            return host(*args, **kwargs)
-        return plugin.fuse(maps, lambda: host(*args, **kwargs))
+            return forward(*args, **kwargs)
+        return current.fuse(maps, lambda: forward(*args, **kwargs))

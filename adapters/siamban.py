@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .base import Adapter, missing_submodule
+from gmmt_fusion.attaching.adapter import Adapter, missing_submodule
+from gmmt_fusion.attaching.patching import ForwardPass, Method
 
 Maps = Tensor | list[Tensor]
 """What the host passes around: a map (B, C, H, W), or a list of them, one a level."""
@@ -182,7 +183,7 @@ class SiamBANAdapter(Adapter):
     head = "head"
     modalities = 2
 
-    def points(self, network: nn.Module) -> Mapping[str, Callable[..., Any]]:
+    def points(self, network: nn.Module) -> Mapping[str, Method]:
         return {"neck": self.neck, "neck.fusion": self.fuse}
 
     def missing(self, network: nn.Module) -> str | None:
@@ -196,17 +197,21 @@ class SiamBANAdapter(Adapter):
     def channels(self, network: nn.Module) -> int | None:
         return sum(getattr(network.get_submodule("neck.fusion"), "channels", ())) or None
 
-    def neck(self, plugin: Any, host: Callable[..., Maps], features: tuple[Maps, Maps]) -> Maps:
-        plugin.memory["size"] = _size(features[0])
-        return host(features)
+    def neck(
+        self, current: ForwardPass, forward: Callable[..., Maps], features: tuple[Maps, Maps]
+    ) -> Maps:
+        current.memory["size"] = _size(features[0])
+        return forward(features)
 
-    def fuse(self, plugin: Any, host: Callable[..., Maps], rgb: Maps, tir: Maps) -> Maps:
-        if _size(rgb) != plugin.memory.pop("size", _size(rgb)):
-            return host(
+    def fuse(
+        self, current: ForwardPass, forward: Callable[..., Maps], rgb: Maps, tir: Maps
+    ) -> Maps:
+        if _size(rgb) != current.memory.pop("size", _size(rgb)):
+            return forward(
                 rgb, tir
             )  # the neck has cropped the map: this is what it does to a template
         if isinstance(rgb, Tensor):
-            return plugin.fuse([rgb, tir], lambda: host(rgb, tir))
+            return current.fuse([rgb, tir], lambda: forward(rgb, tir))
         sizes = {tuple(level.shape[-2:]) for level in rgb}
         if len(sizes) > 1:
             raise ValueError(
@@ -214,9 +219,9 @@ class SiamBANAdapter(Adapter):
                 "dilated "
                 "backbones give"
             )
-        fused = plugin.fuse(
+        fused = current.fuse(
             [torch.cat(list(levels), dim=1) for levels in (rgb, tir)],
-            lambda: torch.cat(host(rgb, tir), dim=1),
+            lambda: torch.cat(forward(rgb, tir), dim=1),
         )
         return [
             level.contiguous() for level in fused.split([level.shape[1] for level in rgb], dim=1)

@@ -1,11 +1,11 @@
 """TBSI (Hui et al., CVPR 2023), and trackers of its structure."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from torch import Tensor, nn
 
-from .base import Adapter
+from gmmt_fusion.attaching.adapter import Adapter
+from gmmt_fusion.attaching.patching import ForwardPass, Method
 
 
 class TBSIAdapter(Adapter):
@@ -20,7 +20,7 @@ class TBSIAdapter(Adapter):
     head = "box_head"
     modalities = 2
 
-    def points(self, network: nn.Module) -> Mapping[str, Callable[..., Any]]:
+    def points(self, network: nn.Module) -> Mapping[str, Method]:
         return {"tbsi_fuse_search": self.fuse}
 
     def channels(self, network: nn.Module) -> int | None:
@@ -30,5 +30,5 @@ class TBSIAdapter(Adapter):
             None,
         )
 
-    def fuse(self, plugin: Any, host: Callable[..., Tensor], maps: Tensor) -> Tensor:
-        return plugin.fuse(maps.chunk(2, dim=1), lambda: host(maps))
+    def fuse(self, current: ForwardPass, forward: Callable[..., Tensor], maps: Tensor) -> Tensor:
+        return current.fuse(maps.chunk(2, dim=1), lambda: forward(maps))

@@ -5,7 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .base import Adapter, missing_submodule
+from gmmt_fusion.attaching.adapter import Adapter, missing_submodule
+from gmmt_fusion.attaching.patching import ForwardPass, Method
 
 
 class ViPTAdapter(Adapter):
@@ -24,10 +25,10 @@ class ViPTAdapter(Adapter):
     head = "box_head"
     modalities = 2
 
-    def points(self, network: nn.Module) -> Mapping[str, Callable[..., Any]]:
+    def points(self, network: nn.Module) -> Mapping[str, Method]:
         prompt_blocks = network.get_submodule("backbone.prompt_blocks")
         blocks = network.get_submodule("backbone.blocks")
-        points: dict[str, Callable[..., Any]] = {
+        points: dict[str, Method] = {
             f"backbone.prompt_blocks.{len(prompt_blocks) - 1}": self.tap,
             self.head: self.fuse,
         }
@@ -59,15 +60,20 @@ class ViPTAdapter(Adapter):
             None,
         )
 
-    def tap(self, plugin: Any, host: Callable[..., Tensor], maps: Tensor) -> Tensor:
-        plugin.memory[tuple(maps.shape[-2:])] = maps  # the template's are smaller, or come first
-        return host(maps)
+    def tap(self, current: ForwardPass, forward: Callable[..., Tensor], maps: Tensor) -> Tensor:
+        current.memory[tuple(maps.shape[-2:])] = maps  # the template's are smaller, or come first
+        return forward(maps)
 
     def skip(
-        self, plugin: Any, host: Callable[..., Any], tokens: Tensor, *args: Any, **kwargs: Any
+        self,
+        current: ForwardPass,
+        forward: Callable[..., Any],
+        tokens: Tensor,
+        *args: Any,
+        **kwargs: Any,
     ) -> Any:
-        if not plugin.generating:
-            return host(tokens, *args, **kwargs)
+        if not current.generating:
+            return forward(tokens, *args, **kwargs)
         indexes = (*args, *kwargs.values())[:2]
         # with candidate elimination: called with the template's and the search region's token
         # indexes, and returns (tokens, both, the removed indexes, attention); without: tokens in,
@@ -75,12 +81,17 @@ class ViPTAdapter(Adapter):
         return (tokens, *indexes, None, None) if len(indexes) == 2 else tokens
 
     def fuse(
-        self, plugin: Any, host: Callable[..., Any], fused: Tensor, *args: Any, **kwargs: Any
+        self,
+        current: ForwardPass,
+        forward: Callable[..., Any],
+        fused: Tensor,
+        *args: Any,
+        **kwargs: Any,
     ) -> Any:
-        maps = plugin.memory.get(tuple(fused.shape[-2:]))
+        maps = current.memory.get(tuple(fused.shape[-2:]))
         if maps is None:
             raise ValueError(
                 f"the head got a map of {tuple(fused.shape[-2:])}; the last prompt block ran on "
-                f"{', '.join(map(str, plugin.memory)) or 'nothing'} before it"
+                f"{', '.join(map(str, current.memory)) or 'nothing'} before it"
             )
-        return host(plugin.fuse(maps.chunk(2, dim=1), fused), *args, **kwargs)
+        return forward(current.fuse(maps.chunk(2, dim=1), fused), *args, **kwargs)

@@ -92,7 +92,7 @@ TABLES: dict[str, list[Arm]] = {
         Arm("x_0", BEST),
         *(Arm(name, BEST | {"weighting": name}) for name in ("noise", "min_snr")),
         *(
-            Arm(f"x_0, share of t = T {share:g}", BEST | {"last_step_probability": share})
+            Arm(f"x_0, share of t = T {share:g}", BEST | {"last_timestep_probability": share})
             for share in (0.0, 1.0)
         ),
     ],

@@ -86,7 +86,7 @@ def main() -> None:
                 size=SEARCH_MAP,
                 prediction_type=prediction,
                 weighting=weighting,
-                last_step_probability=last,
+                last_timestep_probability=last,
             ).manual_seed(seed)
             start = fusion.calibrate(train)
             optimizer = torch.optim.AdamW(fusion.parameters(), lr=1e-3)
@@ -104,7 +104,7 @@ def main() -> None:
             {
                 "prediction_type": prediction,
                 "weighting": weighting,
-                "last_step_probability": last,
+                "last_timestep_probability": last,
                 "errors": errors,
             }
         )
@@ -115,7 +115,7 @@ def main() -> None:
         "|---|---|---|---|",
     ]
     lines += [
-        f"| {r['prediction_type']} | {r['weighting']} | {r['last_step_probability']} | "
+        f"| {r['prediction_type']} | {r['weighting']} | {r['last_timestep_probability']} | "
         f"{' '.join(f'{e:.4f}' for e in r['errors'])} |"
         for r in rows
     ]

@@ -40,6 +40,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gmmt_fusion import Attachment, GenerativeFusion
 from gmmt_fusion.files import write_atomically
+from gmmt_fusion.model.fast_path import optimize
 from gmmt_fusion.model.fusion import METHODS, PRESETS
 
 Row = dict[str, Any]
@@ -175,8 +176,8 @@ class Bench:
             ways["bfloat16, CUDA graph"] = {"dtype": torch.bfloat16, "compile": "reduce-overhead"}
         paths = {}
         for name, arguments in ways.items():
-            fusion.optimize(**arguments)
-            paths[name] = lambda made=fusion.optimized: setattr(fusion, "optimized", made)
+            optimize(fusion, **arguments)
+            paths[name] = lambda made=fusion.fast_path: setattr(fusion, "fast_path", made)
         return paths
 
 
@@ -201,7 +202,7 @@ def inference(bench: Bench, preset: str, method: str) -> Row:
     same minutes.
     """
     fusion = bench.fusion(preset, method)
-    row: Row = {"parameters": sum(p.numel() for p in fusion.generator_parameters()), "batches": {}}
+    row: Row = {"parameters": sum(p.numel() for p in fusion.trainable_parameters()), "batches": {}}
     with FlopCounterMode(display=False) as counter:
         fusion(*bench.maps(1))
     product, product_flop = bench.matrix_product(torch.float32)
@@ -220,7 +221,7 @@ def inference(bench: Bench, preset: str, method: str) -> Row:
         if has_bfloat16(bench.device):
             functions["bfloat16 matrix product"], _ = bench.matrix_product(torch.bfloat16)
         times = bench.interleave(functions)
-        fusion.optimize(False)
+        optimize(fusion, False)
         # of few rounds none may be undisturbed, and these are short
         rate, bandwidth = (
             work / min(*times[name], *(bench.once(function) for _ in range(20)))

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .attaching.attachment import Attachment, attach
+    from .adapters.auto import attach
+    from .attaching.attachment import Attachment
     from .attaching.host_checkpoint import load_host_checkpoint
     from .model.fusion import FusionOutput, GenerativeFusion
     from .training.host_loop import train_in_host
@@ -25,7 +26,7 @@ __all__ = [
 
 _HOMES = {
     "Attachment": "attaching.attachment",
-    "attach": "attaching.attachment",
+    "attach": "adapters.auto",
     "FusionOutput": "model.fusion",
     "GenerativeFusion": "model.fusion",
     "load_host_checkpoint": "attaching.host_checkpoint",

@@ -1,7 +1,7 @@
-"""One clear error for each bad input: the value, what was expected, and the mend."""
+"""One clear error for each bad input: the value, what was expected, and the fix."""
 
 from collections.abc import Mapping, Sequence
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -16,15 +16,27 @@ def check_whole_number(name: str, value: Any, least: int = 1, most: int | None =
         raise ValueError(f"{name}={value!r} is out of range; expected a whole number {bounds}")
 
 
-def check_share(name: str, value: Any) -> None:
+def check_fraction(name: str, value: Any) -> None:
     """Raise ValueError unless `value` lies in 0 to 1."""
-    if not isinstance(value, int | float) or not 0 <= value <= 1:
+    if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= float(value) <= 1:
         raise ValueError(f"{name}={value!r} is out of range; expected 0 to 1")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raise ValueError unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}={value!r} is no flag; expected True or False")
+
+
+def check_mapping(name: str, value: Any) -> None:
+    """Raise ValueError unless `value` is a mapping whose keys are names."""
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise ValueError(f"{name}={value!r:.80}; expected a dict of options by their names")
 
 
 def check_choice(name: str, value: Any, known: Sequence[Any]) -> None:
     """Raise ValueError unless `value` is one of `known`."""
-    if value not in known:
+    if not isinstance(value, str | None) or value not in known:
         raise ValueError(f"{name}={value!r} is unknown; expected one of {tuple(known)}")
 
 
@@ -34,7 +46,7 @@ def check_size(size: int | Sequence[int]) -> tuple[int, int]:
     if len(sides) != 2:
         raise ValueError(f"size={size!r} has {len(sides)} sides; expected one number or (H, W)")
     for side in sides:
-        check_whole_number("size", side)
+        check_whole_number("size", side, most=4096)
     return int(sides[0]), int(sides[1])
 
 

@@ -195,7 +195,9 @@ def test_mixed_dtypes_and_strides() -> None:
         network.rgb(search[:, :3]).bfloat16(),
         network.tir(search[:, 3:]).to(memory_format=torch.channels_last),
     ]
-    fused = plugin.fuse(maps, lambda: pytest.fail("the host's fusion is not needed"))
+    current = plugin.enter()
+    fused = current.fuse(maps, lambda: pytest.fail("the host's fusion is not needed"))
+    plugin.leave(current, whole=True)
     assert fused.dtype == torch.float32 and fused.is_contiguous()
     assert handle.head(fused).isfinite().all()
 
@@ -390,9 +392,10 @@ def test_failed_calibration_leaves_the_host_as_it_was(batches: Any) -> None:
 
 def test_a_size_that_never_comes_is_an_error_in_training() -> None:
     network = CONCAT.build()
-    attach(network, CONCAT.make_fusion(), ModuleAdapter("fuse", "box_head", size=31))
+    handle = attach(network, CONCAT.make_fusion(), ModuleAdapter("fuse", "box_head", size=31))
+    CONCAT.train(network.train())  # may be a stage of a forward
     with pytest.raises(ValueError, match="no fused map was generated"):
-        CONCAT.train(network.train())
+        _ = handle.generative_loss
 
 
 def test_maps_that_are_no_maps_are_named() -> None:

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from gmmt_fusion import GenerativeFusion, attach
 from gmmt_fusion.adapters import ModuleAdapter
+from gmmt_fusion.model.fast_path import optimize
 
 Exported = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
 
@@ -33,7 +34,7 @@ def fusion(optimized: bool, **options: Any) -> Exported:
     torch.manual_seed(0)
     module = GenerativeFusion(8, size=8, **options).eval()
     nn.init.normal_(module.network.last_layer.weight, std=0.1)
-    module.optimize(optimized)
+    optimize(module, optimized)
     return module, (torch.randn(1, 8, 8, 8), torch.randn(1, 8, 8, 8)), {}
 
 

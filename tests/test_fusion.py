@@ -51,7 +51,10 @@ def cosine_alphas_cumprod(steps: int = 1000) -> np.ndarray:
 
 def test_eq_2_against_float64() -> None:
     """x_t = √ᾱ_t x_0 + √(1 − ᾱ_t) z; the network is a spy that keeps what it is given."""
-    fusion, (features, x_0) = build(residual=None, last_step_probability=0.0), (maps(), maps(1)[0])
+    fusion, (features, x_0) = (
+        build(residual=None, last_timestep_probability=0.0),
+        (maps(), maps(1)[0]),
+    )
     seen = {}
 
     def spy(x: Tensor, timesteps: Tensor) -> Tensor:
@@ -155,7 +158,7 @@ def test_weighting_means_the_same_for_every_prediction_type(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fusion = build(
-            prediction_type=prediction_type, weighting=weighting, last_step_probability=0.0
+            prediction_type=prediction_type, weighting=weighting, last_timestep_probability=0.0
         )
     method = fusion.method
     x_0, estimate = maps(2, (64, 1, 1, 1))
@@ -294,7 +297,7 @@ def test_other_schedulers() -> None:
         )
         fusion = build(scheduler=scheduler, steps=5)
         assert torch.isfinite(fusion(*maps())).all()
-        copied = GenerativeFusion(**{**fusion.config})
+        copied = GenerativeFusion(**vars(fusion.config))
         assert type(copied.method.scheduler) is cls
 
 
@@ -304,7 +307,7 @@ def test_a_given_scheduler_keeps_its_settings_and_its_prediction_type() -> None:
     fusion = build(
         scheduler=DDIMScheduler(prediction_type="v_prediction", clip_sample=True), residual=None
     )
-    assert fusion.config["prediction_type"] == "v_prediction"
+    assert fusion.config.prediction_type == "v_prediction"
     assert fusion(*maps()).abs().max() <= 1  # clipped, in one step as in several
     with pytest.raises(ValueError, match="flow_prediction"):
         build(scheduler=DDIMScheduler(prediction_type="flow_prediction"))
@@ -371,8 +374,8 @@ def test_discriminator_and_generator_learn_in_turn() -> None:
     fusion.zero_grad()
     fusion.discriminator_loss(features, features[0]).backward()
     assert all(p.grad is not None for p in fusion.discriminator.parameters())
-    assert all(p.grad is None for p in fusion.generator_parameters())
-    ids = {id(p) for p in fusion.generator_parameters()}
+    assert all(p.grad is None for p in fusion.trainable_parameters())
+    ids = {id(p) for p in fusion.trainable_parameters()}
     assert not ids & {id(p) for p in fusion.discriminator.parameters()}
 
 
@@ -473,7 +476,7 @@ def test_bad_calls(call: Any, message: str) -> None:
         {"residual": "second"},
         {"prediction_type": "x0"},
         {"weighting": "snr"},
-        {"last_step_probability": 1.5},
+        {"last_timestep_probability": 1.5},
         {"eta": -1.0},
         {"steps": 0},
         {"network_config": {"layers": 3}},

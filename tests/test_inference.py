@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from gmmt_fusion import Attachment, GenerativeFusion, attach
+from gmmt_fusion.model.fast_path import optimize
 
 CHANNELS, SIZE = 8, (4, 6)
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -63,7 +64,7 @@ def test_equal_to_the_plain_path(
 ) -> None:
     fusion = make(network, residual=residual, **method)
     reference = copy.deepcopy(fusion).double()
-    fusion.optimize()
+    optimize(fusion)
     for batch, size in ((1, SIZE), (2, SIZE), (1, (5, 7))):
         features = maps(batch, size)
         expected = reference(*(f.double() for f in features))
@@ -77,7 +78,7 @@ def test_frames_of_another_size_draw_their_noise_once(
     method: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fusion = make(**method)
-    fusion.optimize()
+    optimize(fusion)
     expected = fusion(*maps(size=(5, 7)))
     monkeypatch.setattr("gmmt_fusion.model.fusion.standard_normal", None)
     assert torch.equal(fusion(*maps(size=(5, 7))), expected)
@@ -94,7 +95,7 @@ def flops(fusion: GenerativeFusion) -> int:
 def test_noise_and_time_cost_nothing(method: str, network: str) -> None:
     fusion = make(network, method=method)
     plain = flops(fusion)
-    fusion.optimize()
+    optimize(fusion)
     first = fusion.network.get_submodule(fusion.network.first_layer).weight
     saved = (
         2 * first[:, :CHANNELS].numel() * SIZE[0] * SIZE[1]
@@ -140,7 +141,7 @@ CHANGES = {
 @pytest.mark.parametrize("network", NETWORKS)
 def test_follows_what_changes(network: str, change: str) -> None:
     fusion = make(network)
-    fusion.optimize()
+    optimize(fusion)
     before = fusion(*maps())
     CHANGES[change](fusion)
     assert not torch.allclose(fusion(*maps()), before) or change == "casting"
@@ -151,13 +152,13 @@ def test_taken_back_to_the_bit() -> None:
     fusion = make()
     expected = fusion(*maps())
     state = {name: t.clone() for name, t in fusion.state_dict().items()}
-    fusion.optimize()
+    optimize(fusion)
     fusion(*maps())
     assert fusion.state_dict().keys() == state.keys() and len(list(fusion.modules())) == len(
         list(make().modules())
     )
     assert torch.equal(fusion.sample(maps()), expected)
-    fusion.optimize(False)
+    optimize(fusion, False)
     assert torch.equal(fusion(*maps()), expected)
     assert all(torch.equal(t, state[name]) for name, t in fusion.state_dict().items())
 
@@ -166,14 +167,14 @@ def test_new_noise_in_every_frame_is_refused() -> None:
     message = r"fixed_noise=False draws new noise in every frame; set fusion.fixed_noise = True, or call optimize"
     fusion = make(fixed_noise=False)
     with pytest.raises(ValueError, match=message):
-        fusion.optimize()
+        optimize(fusion)
     fusion(*maps())  # as it was
     fusion = make()
-    fusion.optimize()
+    optimize(fusion)
     fusion.fixed_noise = False
     with pytest.raises(ValueError, match=message):
         fusion(*maps())
-    make(method="raw", fixed_noise=False).optimize()  # draws none
+    optimize(make(method="raw", fixed_noise=False))  # draws none
 
 
 @pytest.mark.parametrize(
@@ -190,15 +191,15 @@ def test_new_noise_in_every_frame_is_refused() -> None:
 def test_bad_options(options: dict[str, Any], message: str) -> None:
     fusion = make()
     with pytest.raises(ValueError, match=message):
-        fusion.optimize(**options)
-    assert fusion.optimized is None
+        optimize(fusion, **options)
+    assert fusion.fast_path is None
 
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_dtype(network: str) -> None:
     fusion = make(network)
     expected = fusion(*maps(2))
-    fusion.optimize(dtype=torch.bfloat16)
+    optimize(fusion, dtype=torch.bfloat16)
     result = fusion(*maps(2))
     assert result.dtype == torch.float32 and {p.dtype for p in fusion.parameters()} == {
         torch.float32
@@ -218,7 +219,7 @@ def test_compile(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torch, "compile", compiled)
     fusion = make()
-    fusion.optimize(compile="reduce-overhead")
+    optimize(fusion, compile="reduce-overhead")
     assert_follows(fusion, maps())
     assert modes == ["reduce-overhead"]
     load(fusion)
@@ -309,7 +310,7 @@ assert "diffusers" in sys.modules
 def test_a_frame_under_autocast_does_not_round_later_ones(network: str) -> None:
     fusion = make(network)
     expected = fusion(*maps())
-    fusion.optimize()
+    optimize(fusion)
     fusion.train().eval()  # drops what was made, so that it is made anew under autocast
     with torch.autocast("cpu", torch.bfloat16):
         fusion(*maps())

@@ -7,6 +7,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from gmmt_fusion.adapters import Adapter
+from gmmt_fusion.attaching.patching import ForwardPass
 
 CHANNELS = 8
 
@@ -151,12 +152,12 @@ class SumAdapter(Adapter):
     def points(self, network: nn.Module) -> dict[str, Any]:
         return {"norm": self.norm, "head": self.fuse}
 
-    def norm(self, plugin: Any, host: Any, tokens: Tensor) -> Tensor:
-        out = host(tokens)
-        plugin.memory.setdefault("tokens", []).append(out)
+    def norm(self, current: ForwardPass, forward: Any, tokens: Tensor) -> Tensor:
+        out = forward(tokens)
+        current.memory.setdefault("tokens", []).append(out)
         return out
 
-    def fuse(self, plugin: Any, host: Any, fused: Tensor) -> Tensor:
+    def fuse(self, current: ForwardPass, forward: Any, fused: Tensor) -> Tensor:
         height = fused.shape[-2]
-        maps = [rearrange(t, "b (h w) c -> b c h w", h=height) for t in plugin.memory["tokens"]]
-        return host(plugin.fuse(maps, fused))
+        maps = [rearrange(t, "b (h w) c -> b c h w", h=height) for t in current.memory["tokens"]]
+        return forward(current.fuse(maps, fused))

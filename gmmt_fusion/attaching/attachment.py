@@ -1,35 +1,45 @@
-"""Putting a fusion into a host tracker, and taking it out without a trace."""
+"""Putting a fusion into a host's network, and taking it out without a trace."""
 
 import contextlib
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from ..model import checkpoint
+from ..model import checkpoint, fast_path
 from ..model.fusion import GenerativeFusion
-from .patching import NO_REPLICAS, PREFIX, Patched, Plugin, Point, Root, first_parameter, patch
+from .adapter import Adapter
+from .patching import Method, Patched, Point, Root, patch, unpatch
+from .plugin import PREFIX, ForwardPass, Mode, Plugin, Recorded, first_parameter
+from .recognition import networks_of
+
+Inputs: TypeAlias = Any  # of one forward of a host, as its users have them: see `run_host`
 
 
 class Attachment:
-    """A fusion in a host's network, as `attach` returns it; `Attachment.of` finds that of a copied
-    or loaded host.
+    """A fusion in a host's network, as `attach` returns it.
+
+    `Attachment.of` finds that of a copied or loaded host.
+
+    Attributes:
+        network: the host's network. plugin: the module that holds all that was added to it.
     """
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
-        self._plugin: Plugin = getattr(network, PREFIX)
+        self.plugin: Plugin = getattr(network, PREFIX)
 
     @classmethod
-    def of(cls, tracker: Any) -> "Attachment":
+    def of(cls, tracker: object) -> "Attachment":
         """The attachment of a tracker that has one already.
 
         Raises:
             ValueError: nothing is attached.
         """
-        for network in _networks(tracker):
+        for network in networks_of(tracker):
             if isinstance(network, Root):
                 return cls(network)
         raise ValueError(
@@ -38,138 +48,184 @@ class Attachment:
 
     @property
     def fusion(self) -> GenerativeFusion:
-        return self._plugin.fusion
+        return self.plugin.fusion
 
     @property
     def head(self) -> nn.Module:
-        """The new head, which starts as a copy of the host's; its BatchNorm keeps the host's
-        statistics.
-        """
-        return self._plugin.head
+        """The new head, which starts as a copy of the host's, with its BatchNorm's statistics."""
+        return self.plugin.head
+
+    @property
+    def host_head(self) -> nn.Module:
+        """The host's own head, which stays where it is."""
+        return self.network.get_submodule(self.plugin.head_name)
 
     @property
     def attached(self) -> bool:
-        return getattr(self.network, PREFIX, None) is self._plugin
+        return getattr(self.network, PREFIX, None) is self.plugin
 
     @property
     def generative_loss(self) -> Tensor | None:
-        """Loss_gen of the last forward in training, with gradient."""
-        return self._plugin.generative_loss
+        """Loss_gen of this thread's last forward in training, with gradient; None before any.
+
+        Raises:
+            ValueError: nothing was fused in that forward.
+        """
+        calls = self.plugin.last_calls()
+        if calls is None:
+            return None
+        return calls[0].loss if len(calls) == 1 else torch.stack([c.loss for c in calls]).sum()
+
+    @property
+    def fused_maps(self) -> list[tuple[list[Tensor], Tensor]]:
+        """(features, fused) of what this thread's last forward in training fused.
+
+        m maps (B, C, H, W) and the host's own fused map (B, C, H, W), without gradient.
+        """
+        return [(call.features, call.fused) for call in self.plugin.last_calls() or []]
 
     def discriminator_loss(self) -> Tensor:
-        """Loss_D of a CGAN on the maps of the last forward in training; ask for it after the
-        generator's backward.
+        """Loss_D of a CGAN on `fused_maps`; ask for it after the generator's backward.
 
         Raises:
             ValueError: no forward in training yet, or the method is not "cgan".
         """
-        if self._plugin.last_maps is None:
+        if self.fusion.discriminator is None or not (pairs := self.fused_maps):
             raise ValueError(
                 "there is nothing to discriminate: no forward in training with a fusion of "
                 "method='cgan'"
             )
-        return self.fusion.discriminator_loss(*self._plugin.last_maps)
+        losses = [self.fusion.discriminator_loss(*pair) for pair in pairs]
+        return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
 
     @property
-    def degradation(self) -> Any:
-        """What degrades the host's inputs in training while the target stays that of the clean
-        ones; may be set.
+    def degradation(self) -> Callable[[Any, int, torch.Generator], Any] | None:  # host's inputs
+        """What degrades the host's inputs in training, while the target is of the clean ones.
 
-        A `gmmt_fusion.degradation.Degradation`, or a function (inputs, modalities, generator) ->
-        inputs, which must be importable if the host is to be pickled. None, the default, is the
-        paper's training.
+        May be set. A `gmmt_fusion.training.Degradation`, or a function (inputs, modalities,
+        generator) -> inputs, which must be importable if the host is to be pickled. None, the
+        default, is the paper's training.
         """
-        return self._plugin.degradation
+        return self.plugin.degradation
 
     @degradation.setter
-    def degradation(self, degradation: Any) -> None:
+    def degradation(self, degradation: Callable[[Any, int, torch.Generator], Any] | None) -> None:
         if degradation is not None and not callable(degradation):
             raise TypeError(
                 f"degradation={degradation!r}; expected a Degradation, a function or None"
             )
-        self._plugin.degradation = degradation
+        self.plugin.degradation = degradation
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """What fine-tuning trains: the fusion, without a CGAN's discriminator, and the new head."""
-        yield from self.fusion.generator_parameters()
+        yield from self.fusion.trainable_parameters()
 
     def print_trainable_parameters(self) -> None:
         trainable = sum(p.numel() for p in self.parameters())
-        everything = sum(p.numel() for p in self.network.parameters())
+        own = {id(p): p for module in (self.network, self.fusion) for p in module.parameters()}
+        total = sum(p.numel() for p in own.values())
         print(
-            f"trainable params: {trainable:,} || all params: {everything:,} || "
-            f"trainable%: {100 * trainable / everything:.2f}"
+            f"trainable params: {trainable:,} || all params: {total:,} || "
+            f"trainable%: {100 * trainable / total:.2f}"
         )
 
-    def host_state_dict(self) -> dict[str, Any]:
+    def host_state_dict(self) -> dict[str, Any]:  # a host's extra states are anything
         """The host's own `state_dict`, which loads strictly into an unpatched host."""
+        state = self.network.state_dict()
+        return {name: x for name, x in state.items() if not name.startswith(f"{PREFIX}.")}
+
+    def describe(self) -> dict[str, Any]:  # as JSON
+        """Host class, adapter with its options, channels and modalities: what the maps are of."""
+        points = {}
+        for name, module in self.network.named_modules():
+            if isinstance(module, Point):
+                adapter = getattr(module._gmmt_method, "__self__", None)
+                options = vars(adapter) if adapter is not None else {}
+                kinds = str | int | float | list | tuple | None
+                options = {key: x for key, x in options.items() if isinstance(x, kinds)}
+                points[name] = {"adapter": type(adapter).__name__, "options": options}
         return {
-            k: v for k, v in self.network.state_dict().items() if not k.startswith(f"{PREFIX}.")
+            "host": type(self.network).__name__,
+            "adapter": points,
+            "channels": self.fusion.channels,
+            "modalities": self.fusion.modalities,
         }
 
-    def save_pretrained(self, folder: Any) -> None:
-        """Write fusion and new head, and nothing of the host, as `GenerativeFusion.save_pretrained`
-        does.
-        """
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write fusion and new head, and nothing of the host, for `attach` to load."""
         self.fusion.save_pretrained(folder)
 
     @contextlib.contextmanager
     def disabled(self) -> Iterator[None]:
         """The host as it was, for a while; what was before comes back, also after an exception."""
-        before, plugin = self._plugin.enabled, self._plugin
-        plugin.enabled = False
-        if before:
-            plugin.thaw(self.network)
-        try:
+        with self._override(Mode.HOST, []):
             yield
-        finally:
-            plugin.enabled = before
-            if before and self.attached:
-                plugin.freeze(self.network)
 
     @contextlib.contextmanager
-    def recorded(self) -> Iterator[list[tuple[list[Tensor], Tensor]]]:
-        """Let the host fuse as before and collect (features, fused) of every map that would have
-        been generated.
+    def recorded(self) -> Iterator[list[Recorded]]:
+        """Let the host fuse as before and collect every map that would have been generated.
 
         In training with a `degradation` the features are of the degraded inputs, and `fused` is of
         the clean.
         """
-        before, self._plugin.recorded = self._plugin.recorded, []
-        try:
-            yield self._plugin.recorded
-        finally:
-            self._plugin.recorded, self._plugin.replaced = before, None
+        recording: list[Recorded] = []
+        with self._override(Mode.RECORD, recording):
+            yield recording
 
-    def calibrate(self, batches: Iterable[Any]) -> float:
-        """`GenerativeFusion.calibrate` on what the host computes for a few batches of its own
-        inputs.
+    @contextlib.contextmanager
+    def _override(self, mode: Mode, recording: list[Recorded]) -> Iterator[None]:
+        before = self.plugin.override
+        try:
+            try:
+                self._set_override((mode, recording))
+                yield
+            finally:
+                self._set_override(before)
+        finally:  # again, should Ctrl-C have come just above
+            self._set_override(before)
+
+    def _set_override(self, override: tuple[Mode, list[Recorded]] | None) -> None:
+        if self.attached:
+            self.plugin.set_override(override)
+
+    def calibrate(self, batches: Iterable[Inputs]) -> float:
+        """`GenerativeFusion.calibrate` on what the host computes for a few batches of its inputs.
 
         Args:
             batches: each as for `run_host`.
 
         Returns:
-            The share of the variance of `fused` left unexplained.
+            The fraction of the variance of `fused` left unexplained.
+
+        Raises:
+            TypeError, ValueError: no batches, or none whose maps would be generated.
         """
+        if not isinstance(batches, Iterable) or isinstance(batches, str | Mapping | Tensor):
+            raise TypeError(
+                f"calibrate got a {type(batches).__name__}; expected batches of the host's inputs, "
+                "such as [(template, search)]"
+            )
         degradation, self.degradation = self.degradation, None  # the start is the host's own fusion
         try:
-            with self.recorded() as pairs, torch.no_grad():
+            with self.recorded() as recording, torch.no_grad():
                 ran = [run_host(self.network, batch) is not None for batch in batches]
         finally:
             self.degradation = degradation
-        if ran and not pairs:
+        if ran and not recording:
             raise ValueError(
                 f"the host ran {len(ran)} batches, and none of its maps is one that would be "
-                "generated: "
-                "look at the adapter's size, and whether the attachment is disabled or detached"
+                "generated: look at the adapter's size, and whether the attachment is detached"
             )
-        return self.fusion.calibrate(pairs)
+        return self.fusion.calibrate(recording)
 
     def optimize(
-        self, enabled: bool = True, *, dtype: torch.dtype | None = None, compile: str | None = None
+        self,
+        enabled: bool = True,
+        *,
+        dtype: torch.dtype | None = None,
+        compile: str | None = None,
     ) -> None:
-        """Make the fusion faster at inference, to the same result, or with `enabled=False` as it
-        was.
+        """For inference: make the fusion faster, to the same result; `enabled=False` undoes it.
 
         With one step, what the fixed noise and the time add is computed once; at batch 1 on a CPU,
         convolutions are matrix products. Weights that change are followed, but for writes through
@@ -185,29 +241,31 @@ class Attachment:
         Raises:
             ValueError: `fixed_noise` is False, or a dtype or mode that does not exist.
         """
-        self.fusion.optimize(enabled, dtype=dtype, compile=compile)
+        fast_path.optimize(self.fusion, enabled, dtype=dtype, compile=compile)
 
     def detach(self) -> None:
-        """Take everything out again; the fusion and the new head stay usable. Detaching twice does
-        nothing.
+        """Take everything out again; the fusion and the new head stay usable.
+
+        Detaching twice does nothing.
         """
-        if not self.attached:
-            return
-        network, plugin = self.network, self._plugin
-        plugin.thaw(network)
-        for module in list(network.modules()):
-            if isinstance(module, Patched):
-                module.__class__ = type(module).__bases__[1]
-                for name in [name for name in vars(module) if name.startswith("_gmmt_")]:
-                    del module.__dict__[name]
-        del network._modules[PREFIX]
+        if self.attached:
+            try:
+                self._take_out()
+            finally:  # again, should Ctrl-C have come in between
+                self._take_out()
+
+    def _take_out(self) -> None:
+        self.plugin.thaw()
+        for module in list(self.network.modules()):
+            unpatch(module)
+        self.network._modules.pop(PREFIX, None)
 
 
-def run_host(network: nn.Module, batch: Any) -> Any:
-    """network(**batch) for a dict, network(*batch) for a tuple or list, batch() for a function,
-    else network(batch).
+def run_host(network: nn.Module, batch: Inputs) -> Any:  # whatever it returns
+    """network(**batch) for a dict, network(*batch) for a tuple or list, batch() for a function.
 
-    A host whose forward takes one dict, as SiamBAN's, wants (batch,).
+    Anything else is the one argument. A host whose forward takes one dict, as SiamBAN's, wants
+    (batch,).
     """
     if isinstance(batch, Mapping):
         return network(**batch)
@@ -216,118 +274,109 @@ def run_host(network: nn.Module, batch: Any) -> Any:
     return batch() if callable(batch) else network(batch)
 
 
-def attach(
-    tracker: Any,
-    fusion: GenerativeFusion | Any,
-    adapter: Any = "auto",
-    calibrate: Iterable[Any] | None = None,
+def insert(
+    network: nn.Module,
+    fusion: GenerativeFusion,
+    adapter: Adapter,
+    calibrate: Iterable[Inputs] | None = None,
 ) -> Attachment:
-    """Replace the fusion of a pretrained tracker by a generative one.
-
-    The host's weights must be loaded already: the new head starts as a copy of the host's. The host
-    is frozen while the fusion is attached.
-
-    Args:
-        tracker: the network (an nn.Module), or the object that holds it.
-        fusion: a GenerativeFusion, a folder, or a hub id. One that was attached before, or loaded,
-            brings its head along; attached to several trackers of one kind it shares its weights,
-            head included, among them.
-        adapter: "auto" recognises the hosts of `gmmt_fusion.adapters`; else an Adapter, such as a
-            ModuleAdapter.
-        calibrate: batches of the host's inputs for `Attachment.calibrate`; omit for a fusion that
-            was fine-tuned.
+    """Put a fusion into a network where an adapter says; see `attach`.
 
     Raises:
-        ValueError, OSError: no host was recognised, or the fusion does not fit; the tracker is as
-        it was.
+        ValueError, OSError: something does not fit; network and fusion are as they were.
     """
-    network, adapter = _recognise(tracker, adapter)
+    _check_network(network)
+    _check_fusion(network, fusion, adapter)
+    own_head = network.get_submodule(adapter.head)
+    points: dict[str, Method] = {adapter.head: _call_head, **adapter.points(network)}
+    _check_points(network, adapter.head, points)
+    before = fusion.head, fusion.head_state
+    head = _copy_head(own_head)
+    tuned = fusion.head_state if fusion.head is None else fusion.head.state_dict()
+    if tuned is not None:
+        checkpoint.load_state(head, tuned, "the head saved with the fusion")
+    attachment: Attachment | None = None
+    try:
+        fusion.head, fusion.head_state = head if fusion.head is None else fusion.head, None
+        like = first_parameter(nn.ModuleList([own_head, network]))  # a head may have none
+        if like is not None:
+            fusion.to(like.device, like.dtype)
+        network.add_module(PREFIX, Plugin(network, fusion, adapter.head))
+        attachment = Attachment(network)
+        patch(network, Root, _gmmt_plugin=attachment.plugin)
+        for name, method in points.items():
+            state = {"_gmmt_plugin": attachment.plugin, "_gmmt_method": method}
+            module = network.get_submodule(name)
+            patch(module, Point, _gmmt_is_head=name == adapter.head, **state)
+        attachment.plugin.freeze()
+        attachment.plugin.train(network.training)
+        if calibrate is not None:
+            attachment.calibrate(calibrate)
+        return attachment
+    except BaseException:
+        try:
+            _undo(network, attachment)
+        finally:
+            fusion.head, fusion.head_state = before
+        raise
+
+
+def _undo(network: nn.Module, attachment: Attachment | None) -> None:
+    if attachment is not None:
+        attachment.detach()
+    network._modules.pop(PREFIX, None)
+
+
+def _check_network(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, Patched):
             raise ValueError("a fusion is attached to this tracker already; detach() it first")
-    if isinstance(network, nn.Sequential | nn.ModuleList | nn.ModuleDict) or hasattr(
-        network, PREFIX
-    ):
+    containers = nn.Sequential | nn.ModuleList | nn.ModuleDict
+    if isinstance(network, containers) or hasattr(network, PREFIX):
         raise ValueError(
             f"{type(network).__name__} cannot hold the plugin as {PREFIX!r}; wrap it in a module "
-            "of its "
-            "own"
+            "of its own"
         )
-    if not isinstance(fusion, GenerativeFusion):
-        fusion = GenerativeFusion.from_pretrained(fusion)
+
+
+def _check_fusion(network: nn.Module, fusion: GenerativeFusion, adapter: Adapter) -> None:
     channels = adapter.channels(network)
     if channels not in (None, fusion.channels):
         raise ValueError(
             f"the fusion was built with channels={fusion.channels}; this {type(network).__name__} "
-            "fuses "
-            f"maps of {channels} channels"
+            f"fuses maps of {channels} channels"
         )
     if adapter.modalities not in (None, fusion.modalities):
         raise ValueError(
             f"the fusion was built with modalities={fusion.modalities}; {type(network).__name__} "
-            "has "
-            f"{adapter.modalities}"
+            f"has {adapter.modalities}"
         )
-    own_head = network.get_submodule(adapter.head)
-    points = {adapter.head: _plain_head, **adapter.points(network)}
-    if len({network.get_submodule(name) for name in points}) < len(points):
+
+
+def _check_points(network: nn.Module, head: str, points: Mapping[str, Method]) -> None:
+    modules = {name: network.get_submodule(name) for name in points}
+    if len(set(modules.values())) < len(points):
         raise ValueError(
             f"two of {', '.join(map(repr, points))} are one module of {type(network).__name__}; "
-            "expected "
-            "a fusion and a head of their own"
+            "expected a fusion and a head of their own"
         )
-    for name in points:
-        module = network.get_submodule(name)
-        if name.startswith(f"{adapter.head}."):
+    for name, module in {"the network": network, **modules}.items():
+        if name.startswith(f"{head}."):
             raise ValueError(
-                f"{name!r} lies inside the head {adapter.head!r}, whose copy takes its place; name "
-                "a head "
+                f"{name!r} lies inside the head {head!r}, whose copy takes its place; name a head "
                 "that comes after the fusion"
             )
         if "forward" in vars(module) or isinstance(module, torch.jit.ScriptModule):
             raise ValueError(
-                f"{name!r} ({type(module).__name__}) has a forward of its own on the instance, or "
-                "is "
-                "scripted; attach to the plain module"
+                f"{name!r} ({type(module).__name__}) has a forward of its own on the instance, as "
+                "wrappers and accelerate's prepare set it, or is scripted; attach to the plain "
+                "module, and wrap it then"
             )
-    head = _copied(own_head)
-    tuned = fusion.head_state if fusion.head is None else fusion.head.state_dict()
-    if tuned is not None:
-        checkpoint.load_state(head, tuned, "the head saved with the fusion")
-    before = fusion.head, fusion.head_state
-    fusion.head, fusion.head_state = head if fusion.head is None else fusion.head, None
-    like = first_parameter(nn.ModuleList([own_head, network]))  # a head may have none
-    if like is not None:
-        fusion.to(like.device, like.dtype)
-
-    plugin = Plugin(fusion)
-    plugin.remember(network)
-    network.add_module(PREFIX, plugin)
-    attachment = Attachment(network)
-    try:
-        patch(network, Root, _gmmt_plugin=plugin)
-        for name, method in points.items():
-            patch(
-                network.get_submodule(name),
-                Point,
-                _gmmt_plugin=plugin,
-                _gmmt_method=method,
-                _gmmt_is_head=name == adapter.head,
-            )
-        plugin.freeze(network)
-        plugin.train(network.training)
-        if calibrate is not None:
-            attachment.calibrate(calibrate)
-    except BaseException:
-        attachment.detach()
-        fusion.head, fusion.head_state = before
-        raise
-    return attachment
 
 
-def _copied(head: nn.Module) -> nn.Module:
-    """A new head. Hooks on the host's head run there, and not on the copy again, but for those that
-    make weights.
+def _copy_head(head: nn.Module) -> nn.Module:
+    """A new head. Hooks on the host's head run there, and not on the copy again, but for those
+    that make weights.
     """
     head = copy.deepcopy(head).requires_grad_(True)
     for hooks in (
@@ -336,64 +385,14 @@ def _copied(head: nn.Module) -> nn.Module:
         head._backward_hooks,
         head._backward_pre_hooks,
     ):
-        for key in [
-            k for k, hook in hooks.items() if not str(hook.__module__).startswith("torch.nn.utils")
-        ]:
+        for key in [k for k, hook in hooks.items() if not _makes_weights(hook)]:
             del hooks[key]
     return head
 
 
-def _plain_head(plugin: Plugin, host: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    return host(*args, **kwargs)
+def _makes_weights(hook: object) -> bool:
+    return str(getattr(hook, "__module__", "")).startswith("torch.nn.utils")
 
 
-def _networks(tracker: Any) -> Iterator[nn.Module]:
-    """The modules that may be the host: the tracker itself, what wrappers hold, else what its
-    attributes hold.
-    """
-    while isinstance(tracker, nn.Module) and hasattr(tracker, "_orig_mod"):  # torch.compile
-        tracker = tracker._orig_mod
-    if isinstance(tracker, nn.DataParallel):
-        raise ValueError(f"the tracker is wrapped in DataParallel; {NO_REPLICAS}")
-    if isinstance(tracker, nn.parallel.DistributedDataParallel):
-        raise ValueError(
-            "the tracker is wrapped in DistributedDataParallel; attach to its network before "
-            "wrapping"
-        )
-    if isinstance(tracker, nn.Module):
-        yield tracker
-        yield from tracker.children()
-    else:
-        for value in vars(tracker).values() if hasattr(tracker, "__dict__") else ():
-            if isinstance(value, nn.Module):
-                yield from _networks(value)
-
-
-def _recognise(tracker: Any, adapter: Any) -> tuple[nn.Module, Any]:
-    from gmmt_fusion.adapters import ADAPTERS, Adapter
-
-    networks = list(_networks(tracker))
-    if not networks:
-        raise ValueError(
-            f"{type(tracker).__name__} is no nn.Module and holds none; attach to the tracker's "
-            "network"
-        )
-    if isinstance(adapter, type) or not (adapter == "auto" or isinstance(adapter, Adapter)):
-        raise TypeError(
-            f"adapter={adapter!r}; expected 'auto' or an Adapter, such as ModuleAdapter(fusion=…, "
-            "head=…)"
-        )
-    candidates = [cls() for cls in ADAPTERS] if adapter == "auto" else [adapter]
-    tried = []
-    for network in networks:
-        for candidate in candidates:
-            reason = candidate.missing(network)
-            if reason is None:
-                return network, candidate
-            if network is networks[0]:
-                tried.append(f"  {type(candidate).__name__} on {type(network).__name__}: {reason}")
-    raise ValueError(
-        "no fusion point was found; looked for\n"
-        + "\n".join(tried)
-        + "\nAttach with adapter=ModuleAdapter(fusion='…', head='…'), or an Adapter of your own"
-    )
+def _call_head(current: ForwardPass, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return forward(*args, **kwargs)  # of any host

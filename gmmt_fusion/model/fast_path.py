@@ -1,27 +1,41 @@
-"""A GenerativeFusion at inference, without what is the same in every frame."""
+"""The fast path: a fusion at inference, without what is the same in every frame."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checks import check_choice, check_maps
+from .fusion import Features, GenerativeFusion
 from .networks import UNet
 
-if TYPE_CHECKING:
-    from .fusion import GenerativeFusion
-
-COMPILE_MODES = (None, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+COMPILE_MODES = (
+    None,
+    "default",
+    "reduce-overhead",
+    "max-autotune",
+    "max-autotune-no-cudagraphs",
+)
 MOST_SIZES = 4  # copies kept; with a dtype or on a GPU each has weights of its own
 
 
-class Optimized:
-    """What `forward` calls after `GenerativeFusion.optimize`: copies of the fusion, one for each
-    size of the maps.
+def optimize(
+    fusion: GenerativeFusion,
+    enabled: bool = True,
+    *,
+    dtype: torch.dtype | None = None,
+    compile: str | None = None,
+) -> None:
+    """Make `fusion.forward` faster in eval mode, or as it was; see `Attachment.optimize`."""
+    fusion.fast_path = FoldedFusion(fusion, dtype, compile) if enabled else None
+
+
+class FoldedFusion:
+    """The `FastPath` of a fusion: copies of it, one for each size of the maps.
 
     On the CPU in float32 they share its weights, but for the few that are folded. They are made
     again when weights or settings have changed, and dropped by `.train()`; they are neither copied
@@ -29,7 +43,7 @@ class Optimized:
     """
 
     def __init__(
-        self, fusion: "GenerativeFusion", dtype: torch.dtype | None, mode: str | None
+        self, fusion: GenerativeFusion, dtype: torch.dtype | None, mode: str | None
     ) -> None:
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise ValueError(
@@ -37,26 +51,29 @@ class Optimized:
             )
         check_choice("compile", mode, COMPILE_MODES)
         self.dtype, self.mode = dtype, mode
-        self.runs: dict[tuple[int, ...], Callable[[Sequence[Tensor]], Tensor]] = {}
-        self.tensors: list[Tensor] = []
-        self.stamp: list[Any] = []
+        self.forget()
         self.refresh(fusion, fusion.size)
+
+    def forget(self) -> None:
+        """Drop all copies; the next frame makes one anew."""
+        self.runs: dict[tuple[int, ...], Callable[[Features], Tensor]] = {}
+        self.tensors: list[Tensor] = []
+        self.stamp: list[Any] = []  # numbers, compared as a whole
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "runs": {}, "tensors": [], "stamp": []}
 
-    def __call__(self, fusion: "GenerativeFusion", features: Sequence[Tensor]) -> Tensor:
+    def __call__(self, fusion: GenerativeFusion, features: Features) -> Tensor:
         check_maps(features, None, fusion.modalities, fusion.channels)
         size = tuple(features[0].shape[-2:])
-        if (
-            not torch.compiler.is_compiling()
-        ):  # a graph of the whole host keeps what was made before it
+        # a graph of the whole host keeps what was made before it
+        if not torch.compiler.is_compiling():
             self.refresh(fusion, size)
-        result = self.runs.get(size, fusion.sample)(features)
+        result: Tensor = self.runs.get(size, fusion.sample)(features)
         # the next replay of a CUDA graph overwrites its output, which a host may keep
         return result if self.mode is None else result.clone()
 
-    def refresh(self, fusion: "GenerativeFusion", size: tuple[int, ...]) -> None:
+    def refresh(self, fusion: GenerativeFusion, size: tuple[int, ...]) -> None:
         """Make the copy for maps of this size, unless there is one and all is as it was.
 
         Raises:
@@ -69,8 +86,8 @@ class Optimized:
         if fusion.method.noise_maps and not fusion.fixed_noise:
             raise ValueError(
                 "an optimised fusion has its noise folded into the network, and fixed_noise=False "
-                "draws "
-                "new noise in every frame; set fusion.fixed_noise = True, or call optimize(False)"
+                "draws new noise in every frame; set fusion.fixed_noise = True, or call "
+                "optimize(False)"
             )
         device = fusion.fused_std.device.type
         # a frame under autocast must not round what later ones get
@@ -78,73 +95,71 @@ class Optimized:
             folded = fold(fusion, size, self.dtype or fusion.fused_std.dtype)
         while len(self.runs) >= MOST_SIZES:
             del self.runs[next(iter(self.runs))]
-        self.runs[size] = (
-            folded.sample if self.mode is None else torch.compile(folded.sample, mode=self.mode)
-        )
-        self.tensors = [
-            t for t in chain(fusion.parameters(), fusion.buffers()) if not t.is_inference()
-        ]
+        run = folded.sample
+        compiled: Any = torch.compile  # untyped
+        self.runs[size] = run if self.mode is None else compiled(run, mode=self.mode)
+        tensors = chain(fusion.parameters(), fusion.buffers())
+        self.tensors = [t for t in tensors if not t.is_inference()]
         self.stamp = self._stamp(fusion)
 
-    def _stamp(self, fusion: "GenerativeFusion") -> list[Any]:
-        """What differs once weights were written, moved or cast; a walk over the modules in every
-        frame costs more.
+    def _stamp(self, fusion: GenerativeFusion) -> list[Any]:
+        """What differs once weights were written, moved or cast.
+
+        A walk over the modules in every frame would cost more.
         """
-        return [
-            fusion.steps,
-            fusion.fixed_noise,
-            *((t.data_ptr(), t._version) for t in self.tensors),
-        ]
+        versions = ((t.data_ptr(), t._version) for t in self.tensors)
+        return [fusion.steps, fusion.fixed_noise, *versions]
 
 
-def fold(
-    fusion: "GenerativeFusion", size: tuple[int, ...], dtype: torch.dtype
-) -> "GenerativeFusion":
-    """A copy for inference on maps of `size`, whose network and residual path compute in
-    `dtype`.
-    """
-    parts = {id(t): t for t in chain(fusion.parameters(), fusion.buffers())}
-    others = (
-        fusion.head,
-        fusion.head_state,
-        fusion.optimized,
-        getattr(fusion, "discriminator", None),
-    )
-    unused = {id(part): None for part in others}
-    folded = copy.deepcopy(fusion, {**parts, **unused}).eval()
-    network, method = folded.network, folded.method
-    zeros = torch.zeros(
-        1, fusion.modalities * fusion.channels, *size, device=fusion.fused_std.device
-    )
-    folded.noise = folded._noise(1, zeros[:, : fusion.channels], None)
-    if method.is_one_pass(fusion.steps):
-        if method.noise_maps:
-            maps = torch.cat([folded.noise, zeros], dim=1)
-            constant = network.first(maps.to(fusion.fused_std.dtype))
-            first = network.get_submodule(network.first_layer)
-            network.set_submodule(network.first_layer, FirstLayer(first, fusion.channels, constant))
-        if isinstance(network, UNet):
-            network.freeze_time(method.first_timestep)
-    if fusion.fused_std.device.type == "cpu" and dtype == fusion.fused_std.dtype == torch.float32:
-        for module in network.modules():
-            if type(module) is nn.Conv2d and ProductConv2d.can_replace(module):
+def fold(fusion: GenerativeFusion, size: tuple[int, ...], dtype: torch.dtype) -> GenerativeFusion:
+    """A copy for maps of `size`, whose network and residual path compute in `dtype`."""
+    like = fusion.fused_std
+    folded = _copy(fusion)
+    folded.noise = folded._starting_noise(size)
+    if folded.method.is_one_pass(fusion.steps):
+        _fold_constants(folded, size)
+    if like.device.type == "cpu" and dtype == like.dtype == torch.float32:
+        for module in folded.network.modules():
+            if ProductConv2d.can_replace(module):
                 module.__class__ = ProductConv2d
         return folded
-    for part in (network, folded.residual):
+    for part in (folded.network, folded.residual):
         if part is not None:
-            for module in part.modules():  # not in place: the weights are the fusion's own
-                module._parameters = {
-                    n: None if p is None else nn.Parameter(p.to(dtype, copy=True), False)
-                    for n, p in module._parameters.items()
-                }
-            part.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            _convert(part, dtype)
     return folded
 
 
+def _copy(fusion: GenerativeFusion) -> GenerativeFusion:
+    """The same modules over the same tensors, without head and discriminator."""
+    shared = {id(t): t for t in chain(fusion.parameters(), fusion.buffers())}
+    unused = fusion.head, fusion.head_state, fusion.fast_path, fusion.discriminator
+    return copy.deepcopy(fusion, {**shared, **{id(part): None for part in unused}}).eval()
+
+
+def _fold_constants(folded: GenerativeFusion, size: tuple[int, ...]) -> None:
+    """What the fixed noise and the one timestep add, computed once."""
+    network, method, like = folded.network, folded.method, folded.fused_std
+    if method.noise_maps:
+        zeros = like.new_zeros(1, folded.modalities * folded.channels, *size)
+        constant = network.first(torch.cat([folded.noise.to(like.dtype), zeros], dim=1))
+        first = network.get_submodule(network.first_layer)
+        network.set_submodule(network.first_layer, FirstLayer(first, folded.channels, constant))
+    if isinstance(network, UNet):
+        network.freeze_time(method.last_timestep)
+
+
+def _convert(part: nn.Module, dtype: torch.dtype) -> None:
+    """Another dtype and memory format, but not in place: the weights are the fusion's own."""
+    for module in part.modules():
+        module._parameters = {
+            name: None if p is None else nn.Parameter(p.to(dtype, copy=True), False)
+            for name, p in module._parameters.items()
+        }
+    part.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
 class FirstLayer(nn.Module):
-    """A network's first layer without the first of its input maps: what the fixed noise adds is a
-    constant.
-    """
+    """A network's first layer without the map of noise: what fixed noise adds is a constant."""
 
     constant: Tensor
 
@@ -159,15 +174,14 @@ class FirstLayer(nn.Module):
         self.register_buffer("constant", constant)
 
     def forward(self, x: Tensor) -> Tensor:
-        features = (
-            x[..., self.channels :] if isinstance(self.layer, nn.Linear) else x[:, self.channels :]
-        )
-        return self.layer(features) + self.constant
+        tokens = isinstance(self.layer, nn.Linear)
+        features = x[..., self.channels :] if tokens else x[:, self.channels :]
+        result: Tensor = self.layer(features) + self.constant
+        return result
 
 
 class ProductConv2d(nn.Conv2d):
-    """A convolution that is one matrix product at batch 1, where its map has fewer positions than
-    channels.
+    """A convolution that is one matrix product at batch 1, on maps of few positions.
 
     oneDNN reorders the weights in every call, which for such a map takes as long as the convolution
     itself; here the map is laid out instead. `paper-unet` takes half the time so
@@ -175,24 +189,18 @@ class ProductConv2d(nn.Conv2d):
     """
 
     @staticmethod
-    def can_replace(module: nn.Conv2d) -> bool:
-        """Whether it is a plain convolution, neither grouped nor dilated, padded with zeros by a
-        given width.
-        """
-        return (module.groups, module.dilation, module.padding_mode) == (
-            1,
-            (1, 1),
-            "zeros",
-        ) and isinstance(module.padding, tuple)
+    def can_replace(module: nn.Module) -> bool:
+        """Whether it is a plain convolution, padded with zeros by a given width."""
+        if type(module) is not nn.Conv2d or isinstance(module.padding, str):
+            return False
+        return (module.groups, module.dilation, module.padding_mode) == (1, (1, 1), "zeros")
 
     def forward(self, x: Tensor) -> Tensor:
         if len(x) > 1 or self.out_channels < x.shape[-2] * x.shape[-1]:
             return super().forward(x)
-        height = (x.shape[-2] + 2 * int(self.padding[0]) - self.kernel_size[0]) // self.stride[
-            0
-        ] + 1
-        columns = F.unfold(x, self.kernel_size, padding=self.padding, stride=self.stride)  # type: ignore[arg-type]
+        padding = int(self.padding[0]), int(self.padding[1])
+        columns = F.unfold(x, self.kernel_size, padding=padding, stride=self.stride)
         maps = torch.matmul(self.weight.flatten(1), columns)
-        return (maps if self.bias is None else maps + self.bias[:, None]).unflatten(
-            -1, (height, -1)
-        )
+        maps = maps if self.bias is None else maps + self.bias[:, None]
+        height = (x.shape[-2] + 2 * padding[0] - self.kernel_size[0]) // self.stride[0] + 1
+        return maps.reshape(*maps.shape[:2], height, -1)

@@ -2,55 +2,27 @@
 one module.
 """
 
+import inspect
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from einops import rearrange
-from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
 
-from ..checks import (
-    check_choice,
-    check_finite,
-    check_maps,
-    check_share,
-    check_size,
-    check_whole_number,
-)
+from ..checks import check_finite, check_maps, check_whole_number
 from . import checkpoint
 from .calibration import least_squares_convolution, moments
-from .fast_path import Optimized
-from .methods import (
-    PREDICTION_TYPES,
-    WEIGHTINGS,
-    ConditionalGAN,
-    Diffusion,
-    Raw,
-    build_scheduler,
-    standard_normal,
-)
+from .config import FusionConfig
+from .methods import BoundNetwork, ConditionalGAN, Diffusion, Method, Raw, standard_normal
 from .networks import NETWORKS, Discriminator, UNet, UViT
+from .schedulers import build_scheduler
 
-METHODS = ("diffusion", "cgan", "raw")
-RESIDUALS = ("conv1x1", "conv3x3", "first", None)
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "paper-unet": {
-        "network": "unet",
-        "residual": "first",
-        "network_config": {"widths": (768, 1152, 1536), "depth": 3},
-    },
-    "paper-uvit": {
-        "network": "uvit",
-        "residual": "first",
-        "network_config": {"width": 1200, "heads": 12, "depth": 1, "final_conv": True},
-    },
-    "small": {"network": "uvit", "residual": "conv1x1"},
-    "small-unet": {"network": "unet", "residual": "conv1x1"},
-}
+Features = Sequence[Tensor]
+"""One map (B, C, H, W) per modality."""
 
 
 @dataclass
@@ -65,42 +37,30 @@ class FusionOutput:
     loss: Tensor
 
 
-class GenerativeFusion(nn.Module, ModelHubMixin):
-    """Generates the fused map of a multi-modal tracker from noise, conditioned on one feature map
-    per modality.
+class FastPath(Protocol):
+    """What may compute `GenerativeFusion.forward` in its place; see `fast_path.optimize`."""
+
+    def __call__(self, fusion: "GenerativeFusion", features: Features) -> Tensor: ...
+
+    def forget(self) -> None:
+        """Drop what was made of weights that may change now."""
+
+
+class GenerativeFusion(nn.Module):
+    """Generates the fused map of a multi-modal tracker from noise, given one map per modality.
 
     GMMT (Tang et al., AAAI 2024, arXiv 2309.01728). `fusion(f_1, …, f_m)` gives a map (B, C, H, W)
     from m maps (B, C, H, W) of any H and W, in their device and dtype.
 
     Args:
         channels: C of the host's maps.
-        modalities: m, from 1 up.
-        size: side, or (H, W), of the maps met most; UViT learns its positions and a CGAN its
-            discriminator for it.
-        method: "diffusion", "cgan" or "raw" (the network without noise).
-        network: "uvit" or "unet"; `network_config`: its options, see `networks.UViT` and
-            `networks.UNet`.
-        residual: path from the modality maps to the output that the network adds to: "conv1x1" or
-            "conv3x3" (best where the host's own fusion is one) start as the mean of the modalities
-            and are set by `calibrate`; "first" is the first modality's map (the paper's released
-            code); None is none.
-        steps: s, sampling steps of diffusion, 1 as in the paper; `eta`: η of DDIM.
-        prediction_type: of diffusion: "sample" (x_0), "epsilon" or "v_prediction". One step from
-            pure noise needs one of "sample" and "v_prediction": x_0 from "epsilon" divides by √ᾱ_T
-            = 5e-5.
-        weighting: of the diffusion loss: "x_0", "noise" (the paper's) or "min_snr"; see
-            `methods.Diffusion`.
-        last_step_probability: share of the training samples with t = T, where sampling starts. The
-            defaults of both are measured (benchmarks/one_step.py): 100 steps from a calibrated
-            start with an error of 0.34 bring one-step samples to 0.17; without t = T it is 0.22,
-            with the paper's weighting 0.33 to 0.46.
-        fixed_noise: inference starts from the same noise every time, so that the same frame gives
-            the same boxes; False draws new noise from `self.generator`.
-        scheduler: a diffusers scheduler, or what differs from DDIM, the cosine schedule, T = 1000,
-            nothing clipped.
+        options: the other fields of `FusionConfig`, by name: modalities, size, method, network,
+            network_config, residual, steps, eta, prediction_type, weighting,
+            last_timestep_probability, fixed_noise, scheduler.
 
     Raises:
         ValueError: an unknown name or an impossible number, naming it.
+        TypeError: an unknown option.
     """
 
     feature_mean: Tensor
@@ -110,172 +70,140 @@ class GenerativeFusion(nn.Module, ModelHubMixin):
     noise: Tensor
     network: UViT | UNet
 
-    def __init__(
-        self,
-        channels: int,
-        *,
-        modalities: int = 2,
-        size: int | Sequence[int] = 16,
-        method: str = "diffusion",
-        network: str = "uvit",
-        network_config: Mapping[str, Any] | None = None,
-        residual: str | None = "conv1x1",
-        steps: int = 1,
-        eta: float = 0.0,
-        prediction_type: str = "sample",
-        weighting: str = "x_0",
-        last_step_probability: float = 0.5,
-        fixed_noise: bool = True,
-        scheduler: Any = None,
-    ) -> None:
+    def __init__(self, channels: int, **options: Any) -> None:
         super().__init__()
-        size = check_size(size)
-        for name, number in (("channels", channels), ("modalities", modalities)):
-            check_whole_number(name, number)
-        channels, modalities = int(channels), int(modalities)
-        for name, value, known in (
-            ("method", method, METHODS),
-            ("network", network, tuple(NETWORKS)),
-            ("residual", residual, RESIDUALS),
-            ("weighting", weighting, WEIGHTINGS),
-            ("prediction_type", prediction_type, PREDICTION_TYPES),
-        ):
-            check_choice(name, value, known)
-        for name, share in (("last_step_probability", last_step_probability), ("eta", eta)):
-            check_share(name, share)
-        self.config: dict[str, Any] = {
-            "channels": channels,
-            "modalities": modalities,
-            "size": size,
-            "method": method,
-            "network": network,
-            "network_config": dict(network_config or {}),
-            "residual": residual,
-            "steps": steps,
-            "eta": eta,
-            "prediction_type": prediction_type,
-            "weighting": weighting,
-            "last_step_probability": last_step_probability,
-            "fixed_noise": fixed_noise,
-            "scheduler": scheduler,
-        }
-        self.channels, self.modalities, self.size = channels, modalities, size
+        self.config = config = FusionConfig(channels, **options)
         self.head: nn.Module | None = None  # the host's new head, once attached
         self.head_state: dict[str, Tensor] | None = None  # its loaded weights, until then
-        self.optimized: Optimized | None = None
-
-        self.method: Raw | Diffusion
-        if method == "diffusion":
-            built = build_scheduler(scheduler, prediction_type)
-            self.config["scheduler"] = (
-                None
-                if scheduler is None
-                else {
-                    "_class_name": type(built).__name__,
-                    **{
-                        key: value for key, value in built.config.items() if not key.startswith("_")
-                    },
-                }
-            )
-            check_choice(
-                "the scheduler's prediction_type", built.config.prediction_type, PREDICTION_TYPES
-            )
-            self.config["prediction_type"] = built.config.prediction_type
-            self.method = Diffusion(built, weighting, last_step_probability, eta)
-        elif method == "cgan":
-            self.discriminator = Discriminator((modalities + 1) * channels, channels, size)
-            self.method = ConditionalGAN(self.discriminator)
-        else:
-            self.method = Raw()
-        self.steps = steps
-        for pitfall in self.method.pitfalls(steps):
+        self.fast_path: FastPath | None = None
+        self.discriminator: Discriminator | None = None
+        if config.method == "cgan":
+            inputs = (config.modalities + 1) * channels
+            self.discriminator = Discriminator(inputs, channels, config.size)
+        self.method = self._build_method(options.get("scheduler"))
+        self.steps = config.steps
+        for pitfall in self.method.pitfalls(config.steps):
             warnings.warn(pitfall, stacklevel=2)
 
-        inputs = (modalities + self.method.noise_maps) * channels
-        try:
-            self.network = NETWORKS[network](
-                inputs, channels, size, **self.config["network_config"]
-            )
-        except TypeError as error:
-            raise ValueError(
-                f"network_config={network_config} does not fit network={network!r}: {error}"
-            ) from error
-        self.register_buffer("feature_mean", torch.zeros(modalities, channels))
-        self.register_buffer("feature_std", torch.ones(modalities, channels))
+        self.network = self._build_network()
+        self.residual = self._build_residual()
+        self.register_buffer("feature_mean", torch.zeros(config.modalities, channels))
+        self.register_buffer("feature_std", torch.ones(config.modalities, channels))
         self.register_buffer("fused_mean", torch.zeros(channels))
         self.register_buffer("fused_std", torch.ones(channels))
-        self.residual: nn.Conv2d | None = None
-        if residual in ("conv1x1", "conv3x3"):
-            kernel = int(residual[4])
-            self.residual = nn.Conv2d(modalities * channels, channels, kernel, padding=kernel // 2)
-            nn.init.zeros_(self.residual.weight)
-            mean = torch.eye(channels).repeat(1, modalities) / modalities
-            self.residual.weight.data[..., kernel // 2, kernel // 2] = mean
-            # the network's last layer at zero: the plugin starts as its residual path
-            for parameter in self.network.last_layer.parameters():
-                nn.init.zeros_(parameter)
-        self.register_buffer(
-            "noise",
-            standard_normal(
-                (1, channels, *size), torch.Generator().manual_seed(0), self.feature_mean.device
-            ),
-            persistent=False,
-        )
+        self.register_buffer("noise", self._starting_noise(config.size), persistent=False)
         self.generator = torch.Generator()
         self.manual_seed(0)
+
+    def _build_method(self, scheduler: Any) -> Method:  # a scheduler of any class of diffusers
+        config = self.config
+        if config.method == "raw":
+            return Raw()
+        if self.discriminator is not None:
+            return ConditionalGAN(self.discriminator)
+        given = config.scheduler
+        if scheduler is not None and not isinstance(scheduler, Mapping):
+            given = scheduler
+        built = build_scheduler(given, config.prediction_type)
+        self.config = replace(
+            config,
+            scheduler=None if given is None else built,
+            prediction_type=built.config.prediction_type,
+        )
+        return Diffusion(built, config.weighting, config.last_timestep_probability, config.eta)
+
+    def _build_network(self) -> UViT | UNet:
+        config = self.config
+        inputs = (config.modalities + self.method.noise_maps) * config.channels
+        build = NETWORKS[config.network]
+        try:
+            return build(inputs, config.channels, config.size, **config.network_config)
+        except TypeError as error:
+            raise ValueError(
+                f"network_config={dict(config.network_config)} does not fit "
+                f"network={config.network!r}: {error}"
+            ) from error
+
+    def _build_residual(self) -> nn.Conv2d | None:
+        """The mean of the modalities, with the network's last layer at zero: the plugin starts as
+        its residual path.
+        """
+        if self.config.residual not in ("conv1x1", "conv3x3"):
+            return None
+        channels, modalities = self.channels, self.modalities
+        kernel = int(self.config.residual[4])
+        residual = nn.Conv2d(modalities * channels, channels, kernel, padding=kernel // 2)
+        nn.init.zeros_(residual.weight)
+        mean = torch.eye(channels).repeat(1, modalities) / modalities
+        residual.weight.data[..., kernel // 2, kernel // 2] = mean
+        for parameter in self.network.last_layer.parameters():
+            nn.init.zeros_(parameter)
+        return residual
 
     @classmethod
     def preset(
         cls, name: str, channels: int, size: int | Sequence[int] = 16, **options: Any
     ) -> "GenerativeFusion":
-        """A fusion of a named size; `options` are arguments of the constructor and take precedence.
+        """A fusion of a named size; `options` are fields of `FusionConfig` and take precedence.
 
         For C = 768 and 16×16 maps, two modalities, a pass of one sample (2 FLOP a multiply-add):
 
-        ============  ==========  ==========  =====================================================================
-        name          parameters  GFLOP       network
-        ============  ==========  ==========  =====================================================================
-        "small"       8.1 M       4.1         UViT, n = 1, width C/2; start with this one for a
-        transformer "small-unet"  19.0 M      4.0         UNet, n = 3, widths C/6 · (1, 1.5, 2); and
-        with this one for a CNN "paper-uvit"  64.1 M      32.7        UViT, n = 1, width 1200, 12
-        heads "paper-unet"  979 M       117.8       UNet, n = 9, widths 768 · (1, 1.5, 2)
-        ============  ==========  ==========
-        =====================================================================
+        ============  ==========  ======  =====================================================
+        name          parameters  GFLOP   network
+        ============  ==========  ======  =====================================================
+        "small"       8.1 M       4.1     UViT, n = 1, width C/2; the one for a transformer
+        "small-unet"  19.0 M      4.0     UNet, n = 3, widths C/6 · (1, 1.5, 2); for a CNN
+        "paper-uvit"  64.1 M      32.7    UViT, n = 1, width 1200, 12 heads
+        "paper-unet"  979 M       117.8   UNet, n = 9, widths 768 · (1, 1.5, 2)
+        ============  ==========  ======  =====================================================
 
         Raises:
             ValueError: an unknown name.
         """
-        if name not in PRESETS:
-            raise ValueError(f"preset {name!r} is unknown; expected one of {tuple(PRESETS)}")
-        return cls(channels, size=size, **{**PRESETS[name], **options})
+        config = FusionConfig.preset(name, channels, size, **options)
+        named = {key: getattr(config, key) for key in vars(config) if key != "channels"}
+        return cls(config.channels, **{**named, **options})
+
+    @property
+    def channels(self) -> int:
+        """C of the maps."""
+        return self.config.channels
+
+    @property
+    def modalities(self) -> int:
+        """m, how many maps are fused."""
+        return self.config.modalities
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the maps met most."""
+        return self.config.size
 
     @property
     def steps(self) -> int:
         """Sampling steps of diffusion, 1 to T; may be set."""
-        return self.config["steps"]
+        return self.config.steps
 
     @steps.setter
     def steps(self, steps: int) -> None:
-        self.config["steps"] = int(self._check_steps(steps))
+        self._check_steps(steps)
+        self.config = replace(self.config, steps=steps)
 
     @property
     def fixed_noise(self) -> bool:
         """Whether inference starts from the same noise every time; may be set."""
-        return self.config["fixed_noise"]
+        return self.config.fixed_noise
 
     @fixed_noise.setter
     def fixed_noise(self, fixed: bool) -> None:
-        self.config["fixed_noise"] = bool(fixed)
+        self.config = replace(self.config, fixed_noise=fixed)
 
     def extra_repr(self) -> str:
-        return ", ".join(
-            f"{key}={value!r}" for key, value in self.config.items() if value is not None
-        )
+        shown = {key: value for key, value in vars(self.config).items() if value is not None}
+        return ", ".join(f"{key}={value!r}" for key, value in shown.items())
 
     def manual_seed(self, seed: int) -> "GenerativeFusion":
-        """Seed the generator that training and `fixed_noise=False` draw from; the global one is
-        never touched.
-        """
+        """Seed the generator that training and `fixed_noise=False` draw from, and no other."""
         self.generator.manual_seed(seed)
         return self
 
@@ -287,47 +215,37 @@ class GenerativeFusion(nn.Module, ModelHubMixin):
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        generator_state = torch.tensor(
-            list(state.pop("generator")), dtype=torch.uint8, device="cpu"
-        )
-        super().__setstate__(state)
+        numbers = list(state.pop("generator"))
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self.generator = torch.Generator()
-        self.generator.set_state(generator_state)
+        self.generator.set_state(torch.tensor(numbers, dtype=torch.uint8, device="cpu"))
 
-    def generator_parameters(self) -> list[nn.Parameter]:
-        """The parameters that Loss_track + λ · Loss_gen trains: all but the discriminator's."""
-        return [p for name, p in self.named_parameters() if not name.startswith("discriminator.")]
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """What Loss_track + λ · Loss_gen trains: all parameters but the discriminator's."""
+        named = self.named_parameters()
+        return [p for name, p in named if not name.startswith("discriminator.")]
 
     def forward(self, *features: Tensor) -> Tensor:
-        """One sample of the fused map, (B, C, H, W), from m maps (B, C, H, W). Inference, without
-        gradient.
-        """
-        return (
-            self.sample(features)
-            if self.optimized is None or self.training
-            else self.optimized(self, features)
-        )
-
-    def optimize(
-        self, enabled: bool = True, *, dtype: torch.dtype | None = None, compile: str | None = None
-    ) -> None:
-        """Make `forward` faster in eval mode, or as it was; see `Attachment.optimize`."""
-        self.optimized = Optimized(self, dtype, compile) if enabled else None
+        """One sample of the fused map, (B, C, H, W), from m maps (B, C, H, W), without gradient."""
+        if self.fast_path is None or self.training:
+            fused: Tensor = self.sample(features)
+            return fused
+        return self.fast_path(self, features)
 
     def train(self, mode: bool = True) -> "GenerativeFusion":
-        if mode and self.optimized is not None:
-            self.optimized.runs = {}
+        if mode and self.fast_path is not None:
+            self.fast_path.forget()
         return super().train(mode)
 
     @torch.no_grad()
     def sample(
         self,
-        features: Sequence[Tensor],
+        features: Features,
         steps: int | None = None,
         generator: torch.Generator | None = None,
         num_samples: int = 1,
         return_intermediates: bool = False,
-    ) -> Any:
+    ) -> Any:  # a tensor, or a pair: see Returns
         """Samples of the fused map.
 
         Args:
@@ -350,26 +268,24 @@ class GenerativeFusion(nn.Module, ModelHubMixin):
         steps = self.steps if steps is None else self._check_steps(steps)
         check_whole_number("num_samples", num_samples)
         batch = len(features[0])
-        maps = [
-            f if num_samples == 1 else f.repeat(num_samples, 1, 1, 1)
-            for f in self._normalise(features)
-        ]
+        maps = self._normalise(features)
+        if num_samples > 1:
+            maps = [f.repeat(num_samples, 1, 1, 1) for f in maps]
         if generator is None and not self.fixed_noise:
             generator = self.generator
         noise = self._noise(num_samples, maps[0], generator) if self.method.noise_maps else None
-        estimates = self.method.sample(
-            self._network, maps, self._residual(maps), noise, steps, generator
-        )
+        estimates = self.method.sample(self._bind(maps), noise, steps, generator)
         results = [self._denormalise(x).to(dtype) for x in estimates]
         if num_samples > 1:
             results = [rearrange(x, "(n b) c h w -> n b c h w", b=batch) for x in results]
         return (results[-1], results) if return_intermediates else results[-1]
 
     def loss(
-        self, features: Sequence[Tensor], fused: Tensor, generator: torch.Generator | None = None
+        self, features: Features, fused: Tensor, generator: torch.Generator | None = None
     ) -> FusionOutput:
-        """The generative loss against the host's fused map, and the prediction the head is trained
-        on (Eq. 5, 6).
+        """The generative loss against the host's fused map, and the prediction for the head.
+
+        The paper's Eq. 5 and 6.
 
         Args:
             features: m maps (B, C, H, W); `fused`: the host's fused map (B, C, H, W).
@@ -379,31 +295,28 @@ class GenerativeFusion(nn.Module, ModelHubMixin):
             TypeError, ValueError: maps that do not fit or are not finite, named.
         """
         maps, x_0, dtype = self._training_inputs(features, fused)
-        prediction, loss = self.method.loss(
-            self._network, maps, self._residual(maps), x_0, generator or self.generator
-        )
+        prediction, loss = self.method.loss(self._bind(maps), x_0, generator or self.generator)
         return FusionOutput(self._denormalise(prediction).to(dtype), loss)
 
     def discriminator_loss(
-        self, features: Sequence[Tensor], fused: Tensor, generator: torch.Generator | None = None
+        self, features: Features, fused: Tensor, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Loss_D of the conditional GAN, with gradient for the discriminator only. Arguments as
-        `loss`.
+        """Loss_D of the conditional GAN, with gradient for the discriminator only.
+
+        Arguments as those of `loss`.
 
         Raises:
             ValueError: the method is not "cgan".
         """
         if not isinstance(self.method, ConditionalGAN):
             raise ValueError(
-                f"method={self.config['method']!r} has no discriminator; build with method='cgan'"
+                f"method={self.config.method!r} has no discriminator; build with method='cgan'"
             )
         maps, x_0, _ = self._training_inputs(features, fused)
-        return self.method.discriminator_loss(
-            self._network, maps, self._residual(maps), x_0, generator or self.generator
-        )
+        return self.method.discriminator_loss(self._bind(maps), x_0, generator or self.generator)
 
     @torch.no_grad()
-    def calibrate(self, batches: Iterable[tuple[Sequence[Tensor], Tensor]]) -> float:
+    def calibrate(self, batches: Iterable[tuple[Features, Tensor]]) -> float:
         """Set the normalisation, and a convolutional residual path by least squares, from the
         host's own maps.
 
@@ -416,8 +329,8 @@ class GenerativeFusion(nn.Module, ModelHubMixin):
             batches: pairs (features, fused) as for `loss`; a few hundred maps are enough.
 
         Returns:
-            The share of the variance of `fused` that the residual path leaves unexplained, 0 to 1;
-            1 without one.
+            The fraction of the variance of `fused` that the residual path leaves unexplained, 0 to
+            1; 1 without one.
 
         Raises:
             ValueError: no batches, or maps that do not fit.
@@ -428,13 +341,11 @@ class GenerativeFusion(nn.Module, ModelHubMixin):
         for features, fused in pairs:
             self._training_inputs(features, fused)
         for index in range(self.modalities):
-            self.feature_mean[index], self.feature_std[index] = moments(
-                features[index] for features, _ in pairs
-            )
-        for buffer, moment in zip(
-            (self.fused_mean, self.fused_std), moments(fused for _, fused in pairs), strict=True
-        ):
-            buffer.copy_(moment)
+            mean_and_std = moments(features[index] for features, _ in pairs)
+            self.feature_mean[index], self.feature_std[index] = mean_and_std
+        mean, std = moments(fused for _, fused in pairs)
+        self.fused_mean.copy_(mean)
+        self.fused_std.copy_(std)
         if self.residual is None:
             return 1.0
         normalised = (self._training_inputs(features, fused) for features, fused in pairs)
@@ -447,108 +358,111 @@ class GenerativeFusion(nn.Module, ModelHubMixin):
             nn.init.zeros_(parameter)
         return unexplained
 
-    def save_pretrained(self, folder: Any, **hub_options: Any) -> None:  # type: ignore[override]
-        """Write `config.json` and `model.safetensors` into `folder`, each atomically; pickle is not
-        used.
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `config.json` and `model.safetensors` into `folder`; pickle is not used.
 
-        With `push_to_hub=True` and `repo_id`, also upload the folder, as huggingface_hub's mixin
-        does.
+        The weights' file holds the config too, so that the two cannot come apart.
         """
         state = dict(self.state_dict())
-        state.update({f"head.{name}": tensor for name, tensor in (self.head_state or {}).items()})
+        state.update({f"head.{name}": x for name, x in (self.head_state or {}).items()})
         checkpoint.save(folder, self.config, state)
-        if hub_options.pop("push_to_hub", False):
-            self.push_to_hub(**hub_options)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:  # of huggingface_hub's
+        """Upload what `save_pretrained` writes to the Hugging Face hub, and return its address.
+
+        Args:
+            repo_id: "owner/name"; made where it is missing.
+            options: token, private, revision, commit_message.
+        """
+        return checkpoint.upload(repo_id, self.save_pretrained, **options)
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
-        cls, folder_or_hub_id: Any, **hub_options: Any
+    def from_pretrained(
+        cls, folder_or_hub_id: str | Path, *, subfolder: str = "", **options: Any
     ) -> "GenerativeFusion":
-        """Load from a folder that `save_pretrained` wrote, or from a Hugging Face hub id, on the
-        CPU.
+        """Load from a folder that `save_pretrained` wrote, or from the hub, on the CPU.
+
+        Args:
+            folder_or_hub_id: a path, or a Hugging Face hub id.
+            subfolder: of either, "best" say.
+            options: of the hub, for an id: revision, cache_dir, force_download, local_files_only,
+                token.
 
         Raises:
             OSError: a file is missing, cut off or of something else.
+            TypeError: an unknown option.
         """
-        if checkpoint.is_folder(folder_or_hub_id):
-            return cls._load(folder_or_hub_id)
+        saved = checkpoint.SavedFusion(checkpoint.find(folder_or_hub_id, subfolder, **options))
         try:
-            return super().from_pretrained(folder_or_hub_id, **hub_options)
-        except (OSError, ValueError) as error:
-            raise OSError(
-                f"{folder_or_hub_id!r} is neither a folder here nor a fusion on the hub: {error}"
-            ) from error
-
-    @classmethod
-    def _from_pretrained(cls, *, model_id: str, **hub_options: Any) -> "GenerativeFusion":
-        return cls._load(checkpoint.download(model_id, **hub_options))
-
-    @classmethod
-    def _load(cls, folder: Any) -> "GenerativeFusion":
-        config, state = checkpoint.load(folder, cls)
-        try:
-            fusion = cls(**config)
+            with torch.device("meta"):  # nothing is allocated, and nothing random drawn
+                fusion = cls(**vars(saved.config))
         except (TypeError, ValueError) as error:
-            raise OSError(f"{folder}/config.json does not describe a fusion: {error}") from error
-        heads = {name: tensor for name, tensor in state.items() if name.startswith("head.")}
-        fusion.head_state = {
-            name.removeprefix("head."): tensor for name, tensor in heads.items()
-        } or None
-        checkpoint.load_state(
-            fusion, {name: tensor for name, tensor in state.items() if name not in heads}, folder
-        )
+            raise OSError(f"{saved.source} does not describe a fusion: {error}") from error
+        heads = saved.check_fit(fusion, apart="head.")
+        state = saved.read()
+        fusion.to_empty(device="cpu")
+        fusion.head_state = {name.removeprefix("head."): state.pop(name) for name in heads} or None
+        fusion.load_state_dict(state)
+        fusion.noise = fusion._starting_noise(fusion.size)
         return fusion
 
-    def _network(self, maps: list[Tensor], timesteps: Tensor) -> Tensor:
-        dtype = next(self.network.parameters()).dtype
-        return self.network(torch.cat([x.to(dtype) for x in maps], dim=1), timesteps)
-
-    def _residual(self, maps: list[Tensor]) -> Tensor | int:
+    def _bind(self, maps: list[Tensor]) -> BoundNetwork:
+        residual = None
         if self.residual is not None:
-            return self.residual(torch.cat(maps, dim=1).to(self.residual.weight.dtype)).float()
-        return maps[0].float() if self.config["residual"] == "first" else 0
+            dtype = self.residual.weight.dtype
+            residual = self.residual(torch.cat(maps, dim=1).to(dtype)).float()
+        elif self.config.residual == "first":
+            residual = maps[0].float()
+        return BoundNetwork(self.network, maps, residual)
 
-    def _normalise(self, features: Sequence[Tensor]) -> list[Tensor]:
-        mean, std = (
-            rearrange(x, "m c -> m 1 c 1 1") for x in (self.feature_mean, self.feature_std)
-        )
+    def _normalise(self, features: Features) -> list[Tensor]:
+        moments = self.feature_mean, self.feature_std
+        mean, std = (rearrange(x, "m c -> m 1 c 1 1") for x in moments)
         return [((f.to(mean.dtype) - mean[i]) / std[i]) for i, f in enumerate(features)]
 
     def _denormalise(self, x: Tensor) -> Tensor:
-        mean, std = (
-            rearrange(v, "c -> 1 c 1 1").float() for v in (self.fused_mean, self.fused_std)
-        )
+        mean, std = self._fused_moments()
         return x * std + mean
+
+    def _fused_moments(self) -> tuple[Tensor, Tensor]:
+        mean, std = self.fused_mean, self.fused_std
+        return mean.float()[None, :, None, None], std.float()[None, :, None, None]
+
+    def _starting_noise(self, size: Sequence[int], num_samples: int = 1) -> Tensor:
+        """The noise that inference starts from, (num_samples, C, H, W), always the same."""
+        shape = num_samples, self.channels, *size
+        generator = torch.Generator().manual_seed(0)
+        return standard_normal(shape, generator, self.feature_mean.device)
 
     def _noise(self, num_samples: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
         """Starting noise (num_samples · B, C, H, W) in float32; without a generator one noise for
         the whole batch.
         """
-        batch, shape = len(like) // num_samples, like.shape[1:]
+        batch, size = len(like) // num_samples, like.shape[2:]
         if generator is not None:
             return standard_normal(like.shape, generator, like.device)
         noise = self.noise.float()
-        if num_samples > 1 or noise.shape[1:] != shape:
-            noise = standard_normal(
-                (num_samples, *shape), torch.Generator().manual_seed(0), like.device
-            )
+        if num_samples > 1 or noise.shape[2:] != size:
+            noise = self._starting_noise(size, num_samples)
         return noise.repeat_interleave(batch, dim=0)
 
     def _training_inputs(
-        self, features: Sequence[Tensor], fused: Tensor
+        self, features: Features, fused: Tensor
     ) -> tuple[list[Tensor], Tensor, torch.dtype]:
         dtype = check_maps(features, fused, self.modalities, self.channels)
         check_finite(features, fused)
-        mean, std = (
-            rearrange(v, "c -> 1 c 1 1").float() for v in (self.fused_mean, self.fused_std)
-        )
+        mean, std = self._fused_moments()
         return self._normalise(features), (fused.float() - mean) / std, dtype
 
     def _check_steps(self, steps: int) -> int:
-        most = (
-            self.method.scheduler.config.num_train_timesteps
-            if isinstance(self.method, Diffusion)
-            else 1
-        )
+        most = self.method.last_timestep + 1
         check_whole_number("steps", steps, 1, most)
         return steps
+
+
+_signature = inspect.signature(FusionConfig)
+_parameters = list(_signature.parameters.values())
+GenerativeFusion.__signature__ = _signature.replace(  # type: ignore[attr-defined]
+    parameters=[_parameters[0], *(p.replace(kind=p.KEYWORD_ONLY) for p in _parameters[1:])],
+    return_annotation=inspect.Signature.empty,
+)

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..checks import check_whole_number
+
 
 def default_width(channels: int) -> int:
     """Half the host's channels, in multiples of 64 so that heads and norm groups divide it; at
@@ -55,7 +57,8 @@ class Block(nn.Module):
         )
         attended = F.scaled_dot_product_attention(q, k, v)
         x = x + self.proj(rearrange(attended, "b h n d -> b n (h d)"))
-        return x + self.mlp(self.norm2(x))
+        result: Tensor = x + self.mlp(self.norm2(x))
+        return result
 
 
 class UViT(nn.Module):
@@ -87,13 +90,13 @@ class UViT(nn.Module):
         final_conv: bool = False,
     ) -> None:
         super().__init__()
-        self.width = width or default_width(out_channels)
-        heads = heads or max(1, self.width // 64)
-        if depth < 1 or self.width % (2 * heads):
+        self.width = default_width(out_channels) if width is None else width
+        heads = max(1, self.width // 64) if heads is None else heads
+        for name, number in (("width", self.width), ("depth", depth), ("heads", heads)):
+            check_whole_number(name, number)
+        if self.width % (2 * heads):
             raise ValueError(
-                f"UViT has depth={depth}, width={self.width}, heads={heads}; expected depth of at "
-                "least 1 "
-                "and an even width for every head"
+                f"UViT has width={self.width}, heads={heads}; expected an even width for every head"
             )
         self.size = tuple(size)
         self.embed = nn.Linear(in_channels, self.width)
@@ -121,7 +124,8 @@ class UViT(nn.Module):
 
     def first(self, x: Tensor) -> Tensor:
         """The first layer, affine in x (B, C_in, H, W): tokens (B, H·W, width)."""
-        return self.embed(rearrange(x, "b c h w -> b (h w) c"))
+        tokens: Tensor = self.embed(rearrange(x, "b c h w -> b (h w) c"))
+        return tokens
 
     def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
         height, width = x.shape[-2:]
@@ -143,8 +147,11 @@ class UViT(nn.Module):
         tokens = self.middle(tokens)
         for block in self.up:
             tokens = block(tokens, skips.pop())
-        maps = rearrange(self.out(self.norm(tokens[:, 1:])), "b (h w) c -> b c h w", h=height)
-        return maps if self.final_conv is None else self.final_conv(maps)
+        maps: Tensor = self.out(self.norm(tokens[:, 1:]))
+        maps = rearrange(maps, "b (h w) c -> b c h w", h=height)
+        if self.final_conv is not None:
+            maps = self.final_conv(maps)
+        return maps
 
 
 class UNet(nn.Module):
@@ -173,16 +180,16 @@ class UNet(nn.Module):
         super().__init__()
         from diffusers import UNet2DModel  # seconds to import: only when a UNet is built
 
-        if not widths:
+        if widths is None:
             width = max(32, round(out_channels / 192) * 32)
             widths = (width, 3 * width // 2, 2 * width)
-        if depth < 1 or any(width < 1 for width in widths):
-            raise ValueError(
-                f"UNet has widths={tuple(widths)}, depth={depth}; expected positive widths and "
-                "depth"
-            )
+        if not isinstance(widths, list | tuple) or not widths:
+            raise ValueError(f"UNet has widths={widths!r}; expected one width a level, in a tuple")
+        for name, number in (*(("widths", width) for width in widths), ("depth", depth)):
+            check_whole_number(name, number)
         self.multiple = 2 ** (len(widths) - 1)
-        self.unet: Any = UNet2DModel(
+        build: Any = UNet2DModel  # untyped, as all of diffusers
+        self.unet = build(
             in_channels=in_channels,
             out_channels=out_channels,
             layers_per_block=depth,
@@ -195,16 +202,24 @@ class UNet(nn.Module):
 
     @property
     def last_layer(self) -> nn.Module:
-        return self.unet.conv_out
+        last: nn.Module = self.unet.conv_out
+        return last
 
     def pad(self, x: Tensor) -> Tensor:
-        """Every level halves the map: UNet2DModel fails on sides that do not divide."""
-        bottom, right = -x.shape[-2] % self.multiple, -x.shape[-1] % self.multiple
+        """Every level halves the map: UNet2DModel fails on sides that do not divide.
+
+        Its GroupNorm also refuses one map that has shrunk to a single position.
+        """
+        height, width = x.shape[-2:]
+        bottom, right = -height % self.multiple, -width % self.multiple
+        if (height + bottom, width + right) == (self.multiple, self.multiple):
+            right += self.multiple
         return F.pad(x, (0, right, 0, bottom), mode="replicate") if bottom or right else x
 
     def first(self, x: Tensor) -> Tensor:
         """The first layer, affine in x (B, C_in, H, W)."""
-        return self.unet.conv_in(self.pad(x))
+        maps: Tensor = self.unet.conv_in(self.pad(x))
+        return maps
 
     def freeze_time(self, timestep: int) -> None:
         """Put the time embedding of one timestep in place of its layers, a tenth of the weights."""
@@ -221,7 +236,8 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
         height, width = x.shape[-2:]
-        return self.unet(self.pad(x), timesteps.expand(len(x))).sample[..., :height, :width]
+        maps: Tensor = self.unet(self.pad(x), timesteps.expand(len(x))).sample
+        return maps[..., :height, :width]
 
 
 class Constant(nn.Module):
@@ -274,7 +290,8 @@ class Discriminator(nn.Module):
                 f"{tuple(x.shape[-2:])}; "
                 "build GenerativeFusion with size= of the maps it is trained on"
             )
-        return self.layers(x)
+        score: Tensor = self.layers(x)
+        return score
 
 
 NETWORKS: dict[str, type[UViT] | type[UNet]] = {"uvit": UViT, "unet": UNet}

@@ -1,0 +1,74 @@
+"""What attaching needs to know of a host tracker."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from .patching import Method
+
+
+class Adapter(ABC):
+    """Where a host's modality maps come from, where its fused map goes in, and which is its head.
+
+    For a tracker whose fusion is one submodule use `ModuleAdapter`. For any other, subclass: name
+    the `head`, and return from `points` the submodules to step in for, each with a method
+    `method(current, forward, *args, **kwargs)`, which is called in place of the submodule's forward
+    and returns what it would have returned. In it
+
+    - `forward(*args, **kwargs)` is what the module does: its own forward, or for the head that of
+      the head in use, the new one while a map is generated;
+    - `current` is the `ForwardPass`, of this thread and this forward alone:
+      `current.fuse(features, fused)` gives the map that the head gets, for m maps (B, C, H, W) and
+      the host's own fused map, or a function that computes it, which is called only where needed;
+      `current.memory` is a dict that keeps what one method saw for another;
+      `current.generating` says that the host's own fused map is not needed;
+      `current.network` is the host's network, `current.modalities` is m.
+
+    The head needs a method only where the fused map is its input. A host is never imported:
+    recognise it in `missing` by class name and structure. An adapter keeps no tensors, so that it
+    can be copied and pickled.
+    """
+
+    head: str = ""
+    modalities: int | None = None  # m, where the structure fixes it
+
+    @abstractmethod
+    def points(self, network: nn.Module) -> Mapping[str, Method]:
+        """Dotted names of submodules, each with the method that steps in for it."""
+
+    def missing(self, network: nn.Module) -> str | None:
+        """What `network` lacks to be this adapter's host, as a phrase, or None if it fits."""
+        return missing_submodule(network, self.head, *self.points(network))
+
+    def channels(self, network: nn.Module) -> int | None:
+        """C of the fused map where the structure tells: another fusion is refused at once."""
+        return None
+
+
+def missing_submodule(network: nn.Module, *names: str) -> str | None:
+    """The first dotted name that is no submodule of `network`, as a phrase, or None."""
+    for name in names:
+        module, path = network, ""
+        for part in name.split("."):
+            children = {name: m for name, m in module._modules.items() if m is not None}
+            if part not in children:
+                owner = f"{path!r}" if path else "it"
+                return f"no submodule {name!r} ({owner} has {', '.join(children) or 'none'})"
+            module, path = children[part], f"{path}.{part}".lstrip(".")
+    return None
+
+
+def split_maps(args: tuple[Any, ...], modalities: int) -> list[Tensor] | None:
+    """The m maps that a fusion was called with: m tensors, one list of m, or their concatenation.
+
+    None where the arguments, whatever the host passes, are neither.
+    """
+    if len(args) == 1 and isinstance(args[0], list | tuple):
+        args = tuple(args[0])
+    if not all(isinstance(a, Tensor) for a in args):
+        return None
+    if len(args) == 1 and args[0].ndim == 4 and modalities > 1:
+        return list(args[0].chunk(modalities, dim=1))
+    return list(args) if len(args) == modalities else None

@@ -1,0 +1,368 @@
+"""The state of attaching, by how long it lives.
+
+- `Plugin`: as long as the attachment. The one module under the host's network.
+- `ForwardPass`: one forward of the host, in one thread.
+- `Mode`: what a forward does, exactly one of four.
+"""
+
+import enum
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..model.fusion import GenerativeFusion
+
+PREFIX = "gmmt_fusion"
+"""The one name under which the plugin's parameters appear in the host's `state_dict`."""
+
+Fused = Tensor | Callable[[], Tensor]
+"""The host's own fused map (B, C, H, W), or what computes it where it is needed."""
+
+
+class Mode(enum.Enum):
+    """What a forward of an attached host does."""
+
+    HOST = "the host's own fusion and head, as if nothing were attached"
+    GENERATE = "the map is generated, for the new head: inference"
+    LEARN = "the map is predicted from the host's own, for the new head, and Loss_gen computed"
+    RECORD = "the host's own fusion and head; what would have been generated is collected"
+
+
+class Recorded(tuple[list[Tensor], Tensor]):
+    """One map that would have been generated, as a pair (features, fused).
+
+    features: m maps (B, C, H, W). fused: the target (B, C, H, W), of the clean inputs where they
+    are degraded. Attribute host: the map (B, C, H, W) that the host's own fusion gave for these
+    inputs, where it was computed, else `fused`.
+    """
+
+    host: Tensor
+
+    def __new__(cls, features: list[Tensor], fused: Tensor, host: Tensor) -> "Recorded":
+        pair = super().__new__(cls, (features, fused))
+        pair.host = host
+        return pair
+
+
+@dataclass
+class FusionCall:
+    """One map that was predicted in training, and what it takes to predict it again."""
+
+    features: list[Tensor]
+    fused: Tensor
+    loss: Tensor
+    random_state: Tensor
+
+
+class Plugin(nn.Module):
+    """All that attaching adds to a host: the fusion with its new head, and how the host was before.
+
+    Attributes:
+        network: the host's, whose child this is; not registered as a module.
+        head_name: of the host's head in it.
+        override: a mode that holds for a while in place of GENERATE and LEARN, with what it fills.
+        degradation: what degrades the inputs of a training forward; see `Attachment.degradation`.
+        total_loss_weight: λ, where the host returns its "total_loss".
+        frozen: whether the host was frozen last, and not thawed.
+    """
+
+    network: nn.Module
+
+    def __init__(self, network: nn.Module, fusion: GenerativeFusion, head_name: str) -> None:
+        super().__init__()
+        object.__setattr__(self, "network", network)
+        self.fusion, self.head_name = fusion, head_name
+        self.override: tuple[Mode, list[Recorded]] | None = None
+        self.degradation: Callable[[Any, int, torch.Generator], Any] | None = None  # host's inputs
+        self.total_loss_weight: float | None = None
+        self.frozen = False
+        self.host_training = {name: module.training for name, module in self.host_modules()}
+        self.host_requires_grad = {name: p.requires_grad for name, p in self.host_parameters()}
+        self.threads = threading.local()  # .current and .learned: passes of each thread
+        self.learned: ForwardPass | None = None  # of any thread, for backwards that have their own
+
+    def __getstate__(self) -> dict[str, Any]:
+        # what belongs to one forward is not copied: a loss with a graph cannot be
+        # and a copy made in `disabled()`, which nothing would end, is enabled
+        own = {"override": None, "learned": None, "threads": None}
+        return {**self.__dict__, **own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({**state, "threads": threading.local()})  # type: ignore[no-untyped-call]
+
+    @property
+    def head(self) -> nn.Module:
+        return cast(nn.Module, self.fusion.head)
+
+    @property
+    def mode(self) -> Mode:
+        if self.override is not None:
+            return self.override[0]
+        return Mode.LEARN if self.training else Mode.GENERATE
+
+    def enter(self) -> "ForwardPass":
+        """The pass that this thread is in, or a new one, for a call of a patched module.
+
+        A pass begins with the outermost such call, usually the network's forward, and ends with it.
+        Where nothing was fused in it, the next call belongs to it too: hosts that are called in
+        stages have the modality maps in one and the fused map in another.
+        """
+        mode = self.mode
+        if mode is Mode.LEARN and in_backward():
+            current: ForwardPass | None = self.replayed()
+        else:
+            current = getattr(self.threads, "current", None)
+        if current is None or (current.depth == 0 and current.mode is not mode):
+            current = ForwardPass(self, mode, self.override[1] if self.override else [])
+            self.threads.current = current
+            if mode is Mode.LEARN:
+                self.threads.learned = self.learned = current
+        current.depth += 1
+        return current
+
+    def leave(self, current: "ForwardPass", whole: bool) -> None:
+        """The end of such a call; `whole` is False after an exception, which ends the pass."""
+        current.depth -= 1
+        if not whole or (current.depth == 0 and current.fused):
+            self.threads.current = None
+
+    def replayed(self) -> "ForwardPass":
+        """The pass that activation checkpointing computes again, maybe in autograd's thread."""
+        learned: ForwardPass | None = getattr(self.threads, "learned", None) or self.learned
+        if learned is None:
+            raise ValueError("a backward calls the fusion, and no training forward came before it")
+        return learned
+
+    def last_calls(self) -> list[FusionCall] | None:
+        """What this thread's last training forward fused; None before any.
+
+        Raises:
+            ValueError: it fused nothing.
+        """
+        learned: ForwardPass | None = getattr(self.threads, "learned", None)
+        if learned is not None and not learned.calls:
+            raise ValueError(
+                "no fused map was generated in this forward: the fusion was not called, or only "
+                "with maps of another size than the adapter's"
+            )
+        return None if learned is None else learned.calls
+
+    def host_modules(self) -> Iterator[tuple[str, nn.Module]]:
+        for name, module in self.network.named_modules():
+            if name != PREFIX and not name.startswith(f"{PREFIX}."):
+                yield name, module
+
+    def host_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        for name, parameter in self.network.named_parameters():
+            if not name.startswith(f"{PREFIX}."):
+                yield name, parameter
+
+    def train(self, mode: bool = True) -> "Plugin":
+        """As any module's; but the new head's BatchNorm keeps the statistics it was copied with.
+
+        They are of the host's whole training, and those of its batches would depend on their size;
+        the results are the same (benchmarks/README.md).
+        """
+        super().train(mode)
+        for module in self.head.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
+
+    def freeze(self) -> None:
+        """Host submodules to eval mode, host parameters without gradient.
+
+        The root keeps its flag, which hosts read.
+        """
+        for name, module in self.host_modules():
+            if name:
+                module.training = False
+        for _, parameter in self.host_parameters():
+            parameter.requires_grad_(False)
+        if self.training:
+            # hosts that filter names switch off whatever they do not know, also after the DDP wrap
+            self.requires_grad_(True)
+        self.frozen = True
+
+    def thaw(self) -> None:
+        """The host's modes and flags as they were."""
+        self.frozen = False
+        for name, module in self.host_modules():
+            module.training = self.host_training.get(name, module.training)
+        for name, parameter in self.host_parameters():
+            parameter.requires_grad_(self.host_requires_grad.get(name, parameter.requires_grad))
+
+    def set_override(self, override: tuple[Mode, list[Recorded]] | None) -> None:
+        self.override = override
+        if self.mode is Mode.HOST:
+            self.thaw()
+        else:
+            self.freeze()
+
+
+class ForwardPass:
+    """One forward of the host: what an adapter's methods get, and what they may ask.
+
+    Attributes:
+        network: the host's network.
+        memory: what one method of the adapter keeps for another, until the pass ends.
+        mode: of this pass, whatever happens to the attachment meanwhile.
+        depth: calls of patched modules that it is in.
+    """
+
+    def __init__(self, plugin: Plugin, mode: Mode, recording: list[Recorded]) -> None:
+        self.plugin, self.mode, self.recording = plugin, mode, recording
+        self.memory: dict[Any, Any] = {}  # an adapter's own keys and values
+        self.calls: list[FusionCall] = []
+        self.fused = False
+        self.depth = 0
+        self.gradients = torch.is_grad_enabled()
+        self.targets: list[Tensor] | None = None  # of the clean inputs, while the degraded ones run
+        self.clean = 0
+
+    @property
+    def network(self) -> nn.Module:
+        return self.plugin.network
+
+    @property
+    def modalities(self) -> int:
+        """m, how many maps the fusion takes."""
+        return self.plugin.fusion.modalities
+
+    @property
+    def generating(self) -> bool:
+        """Whether the host's own fused map is not needed in this pass."""
+        return self.mode is Mode.GENERATE
+
+    def fuse(self, features: Sequence[Tensor], fused: Fused) -> Tensor:
+        """What takes the place of the host's fused map.
+
+        Args:
+            features: m maps (B, C, H, W).
+            fused: the host's own (B, C, H, W), or a function that computes it.
+
+        Returns:
+            (B, C, H, W), contiguous, in a dtype that the head accepts.
+
+        Raises:
+            ValueError: gradients are off around the fusion in a training forward, or a degraded
+                forward fuses other maps than the clean one.
+        """
+        self.fused = True
+        fusion = self.plugin.fusion
+        if self.mode is Mode.GENERATE:
+            return self._for_head(fusion(*features), fused if isinstance(fused, Tensor) else None)
+        # a host may work in place, in its fusion or later
+        features = [f.detach().clone() for f in features]
+        if self.mode is Mode.LEARN and in_backward():
+            return self._fuse_again(features)
+        target = self._target(fused)
+        if self.mode is Mode.RECORD:
+            host = fused if isinstance(fused, Tensor) else target
+            self.recording.append(Recorded(features, target.detach().clone(), host))
+            return target
+        if self.gradients and not torch.is_grad_enabled():
+            raise ValueError(
+                "the fusion is called with gradients off inside a training forward, as activation "
+                "checkpointing with use_reentrant=True does, and would stay untrained; use "
+                "use_reentrant=False, or keep the fusion out of torch.no_grad()"
+            )
+        random_state, target = fusion.generator.get_state(), target.detach().clone()
+        output = fusion.loss(features, target)
+        self.calls.append(FusionCall(features, target, output.loss, random_state))
+        return self._for_head(output.fused, target)
+
+    def with_loss(self, out: Any) -> Any:  # whatever the host returns
+        """The host's output with "generative_loss" in its dicts, and in their "total_loss"."""
+        if self.targets:
+            raise self._uneven(self.clean - len(self.targets))
+        outputs = [out] if isinstance(out, dict) else out if isinstance(out, list | tuple) else []
+        if not all(isinstance(part, dict) for part in outputs):
+            outputs = []
+        weight, summed = self.plugin.total_loss_weight, [o for o in outputs if "total_loss" in o]
+        if weight is not None and summed and not self.calls:
+            self.plugin.last_calls()  # says why
+        if weight is not None and self.calls and not summed:
+            raise ValueError(
+                "the network returns no 'total_loss' that λ · Loss_gen could be added to; give "
+                "train_in_host the actor that sums the host's losses"
+            )
+        if not self.calls:
+            return out  # a stage before the fusion, or after it
+        losses = [call.loss for call in self.calls]
+        if len(losses) != len(outputs):
+            losses = [torch.stack(losses).sum() / max(len(outputs), 1)] * len(outputs)
+        for part, loss in zip(outputs, losses, strict=True):
+            part["generative_loss"] = loss
+            if weight is not None and "total_loss" in part:
+                part["total_loss"] = part["total_loss"] + weight * loss
+        return out
+
+    def degrade(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:  # host's inputs
+        """Run the host on its clean inputs, keep its fused maps, and return the degraded inputs."""
+        plugin, degradation = self.plugin, self.plugin.degradation
+        if degradation is None:
+            return args, kwargs
+        inputs = degradation((args, kwargs), self.modalities, plugin.fusion.generator)
+        clean = ForwardPass(plugin, Mode.RECORD, [])
+        clean.depth = 1
+        plugin.threads.current = clean
+        try:
+            with torch.no_grad():
+                forward(*args, **kwargs)
+        finally:
+            plugin.threads.current = self
+        self.targets = [fused for _, fused in clean.recording]
+        self.clean = len(self.targets)
+        return inputs
+
+    def _target(self, fused: Fused) -> Tensor:
+        if self.targets is not None:
+            if not self.targets:
+                raise self._uneven(self.clean + 1)
+            return self.targets.pop(0)
+        with torch.no_grad():
+            return fused if isinstance(fused, Tensor) else fused()
+
+    def _uneven(self, degraded: int) -> ValueError:
+        return ValueError(
+            f"the clean inputs gave {self.clean} fused maps and the degraded ones {degraded}; "
+            "expected as many, so that each has its target"
+        )
+
+    def _fuse_again(self, features: list[Tensor]) -> Tensor:
+        """The same prediction, from the same noise, for activation checkpointing."""
+
+        def distance(call: FusionCall) -> float:
+            if [f.shape for f in call.features] != [f.shape for f in features]:
+                return math.inf
+            pairs = zip(call.features, features, strict=True)
+            return sum(float((one - other).square().sum()) for one, other in pairs)
+
+        call = self.calls[0] if len(self.calls) == 1 else min(self.calls, key=distance)
+        generator = torch.Generator()
+        generator.set_state(call.random_state)
+        output = self.plugin.fusion.loss(call.features, call.fused, generator)
+        return self._for_head(output.fused, call.fused)
+
+    def _for_head(self, result: Tensor, target: Tensor | None) -> Tensor:
+        autocast = torch.is_autocast_enabled(result.device.type)
+        parameter = None if autocast else first_parameter(self.plugin.head)
+        like = target if parameter is None else parameter
+        result = result if like is None else result.to(like.dtype)
+        return result.contiguous()  # hosts use .view, which a channels-last map does not survive
+
+
+def in_backward() -> bool:
+    """Whether autograd is running a backward, in which checkpointed parts are computed again."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def first_parameter(module: nn.Module) -> nn.Parameter | None:
+    """The first floating-point parameter, which stands for the module's device and dtype."""
+    return next((p for p in module.parameters() if p.is_floating_point()), None)
