@@ -1,13 +1,11 @@
-"""A pretrained RGB-T tracker before and after: its fusion replaced in two lines, fine-tuned, and
-measured.
+"""A pretrained RGB-T tracker, its fusion replaced in two lines and fine-tuned: before and after.
 
-    python examples/quickstart.py                              generated sequences, at most five
-    minutes on two cores python examples/quickstart.py --data DIR                   your own
-    sequences, in LasHeR's or GTOT's folder layout
+    python examples/quickstart.py               generated sequences, at most five minutes, two cores
+    python examples/quickstart.py --data DIR    your own sequences, in LasHeR's or GTOT's layout
 
 The tracker comes with this repository; the fine-tuning pairs are generated, from other seeds than
 the test sequences. Writes into --out: table.md, results.json, the fused checkpoint `fusion/`,
-result files, and pictures.
+result files, and images.
 """
 
 import argparse
@@ -111,9 +109,7 @@ def parse() -> argparse.Namespace:
 
 
 def training_folder(options: argparse.Namespace) -> Path:
-    """Where the fine-tuning of these options is, so that it goes on after an interruption, and no
-    other does.
-    """
+    """Where the fine-tuning of these options is, which alone goes on there when interrupted."""
     return (
         options.out
         / f"training-{options.method}-{options.network}-{options.steps}-seed{options.seed}"

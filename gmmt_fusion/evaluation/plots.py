@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from ..files import write_atomically
-from .metrics import Scores
+from .metrics import PROTOCOLS, Scores
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,9 +38,9 @@ def draw_curves(scores: Mapping[str, Scores], path: str | Path) -> Path:
     Of a long-term protocol precision over recall, with F and a dot where it is largest: the
     confidences of different trackers share no scale.
     """
-    keys = list(next(iter(scores.values())).curves)
-    long_term = "recall" in keys
-    panels = ["precision"] if long_term else keys
+    any_score = next(iter(scores.values()))
+    long_term = PROTOCOLS[any_score.protocol].long_term
+    panels = ["precision"] if long_term else list(any_score.curves)
     figure, axes = _make_axes(1, len(panels), 4.6, 3.8)
     for axis, key in zip(axes[0], panels, strict=True):
         for (tracker, score), colour in zip(scores.items(), _colours(len(scores)), strict=True):
