@@ -78,7 +78,7 @@ LAYOUTS = {
         images=("visible", "infrared"),
         truth=(("init.txt", "visible.txt"),),
         flat_truth=True,
-        guessed=True,  # before rgbt234: its files are found there, too
+        guessed=True,  # and not rgbt234, whose files this layout finds, too
     ),
     "rgbd1k": Layout("vot-lt", images=("color", "depth"), truth=_RGBD_TRUTH, depth=True),
     "depthtrack": Layout("vot-lt", images=("color", "depth"), truth=_RGBD_TRUTH, depth=True),
