@@ -1,8 +1,8 @@
 """The embedded RGB-T tracker for `python -m gmmt_fusion track`, and sequences to try it on.
 
     python examples/embedded_tracker.py data
-    python -m gmmt_fusion track --tracker examples/embedded_tracker.py:build \\
-        --benchmark lasher --data data --out results/base --video
+    python -m gmmt_fusion track --tracker examples/embedded_tracker.py:build --benchmark lasher \\
+        --data data --out results/base --video
     python -m gmmt_fusion evaluate --benchmark lasher --truth data --results results/base
 
 With `--fusion runs/quickstart/fusion` it tracks with the fusion that quickstart.py fine-tuned.

@@ -1,13 +1,11 @@
-"""A pretrained RGB-T tracker before and after: its fusion replaced in two lines, fine-tuned, and
-measured.
+"""A pretrained RGB-T tracker, its fusion replaced in two lines and fine-tuned: before and after.
 
-    python examples/quickstart.py                              generated sequences, at most five
-    minutes on two cores python examples/quickstart.py --data DIR                   your own
-    sequences, in LasHeR's or GTOT's folder layout
+    python examples/quickstart.py               generated sequences, at most five minutes, two cores
+    python examples/quickstart.py --data DIR    your own sequences, in LasHeR's or GTOT's layout
 
 The tracker comes with this repository; the fine-tuning pairs are generated, from other seeds than
 the test sequences. Writes into --out: table.md, results.json, the fused checkpoint `fusion/`,
-result files, and pictures.
+result files, and images.
 """
 
 import argparse
@@ -77,7 +75,7 @@ def main() -> int:
     table = markdown(scores, rates, handle)
     print(f"\n{table}\n")
     write(options, scores, boxes, table, rates)
-    pictures(options.out, sequences, boxes, scores, handle)
+    draw_results(options.out, sequences, boxes, scores, handle)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
         2**30 if sys.platform == "darwin" else 2**20
     )
@@ -111,9 +109,7 @@ def parse() -> argparse.Namespace:
 
 
 def training_folder(options: argparse.Namespace) -> Path:
-    """Where the fine-tuning of these options is, so that it goes on after an interruption, and no
-    other does.
-    """
+    """Where the fine-tuning of these options is, which alone goes on there when interrupted."""
     return (
         options.out
         / f"training-{options.method}-{options.network}-{options.steps}-seed{options.seed}"
@@ -201,17 +197,15 @@ def write(
             )
 
 
-def pictures(
+def draw_results(
     out: Path,
     sequences: list[Sequence],
     boxes: dict[str, dict[str, np.ndarray]],
     scores: dict[str, Scores],
     handle: Attachment,
 ) -> None:
-    """Curves; and of the sequences that changed most, for the better and the worse, frames and
-    feature maps.
-    """
-    plots.curves(scores, out / "curves.png")
+    """Draw curves, and frames and maps of the sequences that changed most, to better and worse."""
+    plots.draw_curves(scores, out / "curves.png")
     gain = {
         s.name: scores[GMMT].sequences[s.name]["SR"] - scores[BASE].sequences[s.name]["SR"]
         for s in sequences
@@ -219,7 +213,7 @@ def pictures(
     ranked = sorted(sequences, key=lambda s: gain[s.name], reverse=True)
     for rank, sequence in (("best", ranked[0]), ("worst", ranked[-1])):
         title = f"{sequence.name}: SR {gain[sequence.name]:+.1f}   {' '.join(sequence.attributes)}"
-        plots.tracked_frames(
+        plots.draw_tracked_frames(
             sequence.visible,
             sequence.infrared,
             {name: b[sequence.name] for name, b in boxes.items()},
@@ -227,13 +221,11 @@ def pictures(
             truth=sequence.boxes_visible,
             title=title,
         )
-        feature_maps(handle, sequence, out / f"features_{rank}.png", title)
+        draw_maps(handle, sequence, out / f"features_{rank}.png", title)
 
 
-def feature_maps(handle: Attachment, sequence: Sequence, path: Path, title: str) -> None:
-    """One search patch around the true place: its modality maps, the host's fused map and the
-    generated one.
-    """
+def draw_maps(handle: Attachment, sequence: Sequence, path: Path, title: str) -> None:
+    """Draw one search patch around the true place, and the maps of its modalities and fusions."""
     middle = len(sequence) // 2
     tracker = Tracker(handle.network)
     with torch.inference_mode(), handle.recorded() as maps:
@@ -245,7 +237,7 @@ def feature_maps(handle: Attachment, sequence: Sequence, path: Path, title: str)
     (rgb, tir), fused = maps[0][:2]
     visible, infrared = rearrange(patch.byte().cpu(), "1 (m c) h w -> m h w c", m=2).numpy()
     generated = handle.fusion(rgb, tir)
-    plots.feature_maps(
+    plots.draw_feature_maps(
         {"visible": visible, "infrared": infrared},
         {
             "f_rgb": rgb[0],

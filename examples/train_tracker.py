@@ -81,9 +81,7 @@ def train(arguments: argparse.Namespace) -> Path:
 
 
 def score(path: Path, seeds: range, severities=(1.0, 1.5)) -> None:
-    """LasHeR's scores on generated sequences, of the fused tracker and of each modality alone, and
-    frames/s.
-    """
+    """Print LasHeR's scores and frames/s, of the fused tracker and of each modality alone."""
     networks = {
         "fused": load_tracker(path=path),
         **{name: load_tracker((name,), path) for name in MODALITIES},

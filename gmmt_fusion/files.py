@@ -9,12 +9,12 @@ from typing import Any
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it: readers see the old file or
-    the new one.
+    """Let `write` fill a temporary file beside `path`, then rename it.
+
+    Readers see the old file or the new one, never a part.
     """
-    temporary = path.with_name(
-        f".{path.name}.{os.getpid()}"
-    )  # mkstemp's file would be for this user only
+    # not by mkstemp, whose file would be for this user only
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         write(temporary)
         os.replace(temporary, path)

@@ -162,7 +162,7 @@ def change_line(name, number, text):
     return change
 
 
-def drop_pictures(kind, count):
+def drop_images(kind, count):
     def change(folder):
         for path in sorted((folder / kind).iterdir())[-count:]:
             path.unlink()
@@ -174,11 +174,11 @@ DAMAGE = {
     "no visible folder": (
         lambda f: shutil.rmtree(f / "visible"),
         OSError,
-        "has none of the folders visible",
+        "has none of the folders .*visible",
     ),
-    "empty folder": (drop_pictures("infrared", 12), OSError, "infrared has no pictures"),
+    "empty folder": (drop_images("infrared", 12), OSError, "infrared has no images"),
     "frames missing": (
-        drop_pictures("infrared", 3),
+        drop_images("infrared", 3),
         ValueError,
         "12 visible and 9 infrared frames, 12 boxes",
     ),
@@ -204,16 +204,16 @@ def test_damaged_folders(folder, damage):
 
 
 def test_one_frame_less_is_told(folder):
-    drop_pictures("infrared", 1)(folder)
+    drop_images("infrared", 1)(folder)
     with pytest.warns(UserWarning, match="12 visible and 11 auxiliary frames"):
         back = sq.read_sequence(folder)
     assert len(back) == len(back.infrared) == len(back.boxes_visible) == 12
     assert np.array_equal(back.infrared[11], back.infrared[10])
 
 
-def test_damaged_picture_and_missing_roots(folder, tmp_path):
-    (folder / "visible" / "000002.jpg").write_bytes(b"no picture")
-    with pytest.raises(OSError, match=r"000002\.jpg cannot be read as a picture"):
+def test_damaged_image_and_missing_roots(folder, tmp_path):
+    (folder / "visible" / "000002.jpg").write_bytes(b"no image")
+    with pytest.raises(OSError, match=r"000002\.jpg cannot be read as an image"):
         sq.read_sequence(folder).visible[1]
     (tmp_path / "empty").mkdir()
     for path, message in (

@@ -13,7 +13,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from gmmt_fusion.evaluation.frames import Pictures, open_sequence
+from gmmt_fusion.evaluation.frames import Images
+from gmmt_fusion.evaluation.sequences import open_sequence
 
 from .scene import Scene
 
@@ -64,16 +65,15 @@ def generate_sequence(
     severity: float = 1.0,
     degraded: bool = True,
 ) -> Sequence:
-    """A sequence decided by its arguments alone; size is (width, height), severity > 1 is worse
-    than training.
+    """A sequence decided by its arguments alone.
 
+    size: (width, height) in pixels. severity: above 1 is worse than in training.
     degraded: False is the same scene, the same motion and company, with two good modalities.
     """
     if frames < 1 or min(size) < 128 or severity < 0:
         raise ValueError(
             f"frames={frames}, size={size}, severity={severity}; expected frames >= 1, sides of at "
-            "least 128 pixels "
-            "and severity >= 0"
+            "least 128 pixels and severity >= 0"
         )
     scene = Scene(seed, frames, size, severity, degraded)
     visible, infrared = zip(*(scene.render(t) for t in range(frames)), strict=True)
@@ -89,8 +89,9 @@ def generate_sequence(
 
 
 def write_sequence(sequence: Sequence, folder: str | Path) -> Path:
-    """Write in LasHeR's layout: visible/000001.jpg, infrared/000001.jpg, visible.txt, infrared.txt,
-    attributes.json.
+    """Write a folder in LasHeR's layout, and return it.
+
+    visible/000001.jpg, infrared/000001.jpg, visible.txt, infrared.txt, attributes.json.
     """
     folder = Path(folder)
     for kind in ("visible", "infrared"):
@@ -109,8 +110,7 @@ def write_sequence(sequence: Sequence, folder: str | Path) -> Path:
 
 
 def read_sequence(folder: str | Path) -> Sequence:
-    """Read one folder in LasHeR's or GTOT's layout (`gmmt_fusion.evaluation.frames`); frames are decoded when
-    asked for.
+    """Read one folder in LasHeR's or GTOT's layout; frames are decoded when asked for.
 
     Raises OSError for what is missing or unreadable and ValueError for bad contents, naming the
     file and line.
@@ -118,8 +118,8 @@ def read_sequence(folder: str | Path) -> Sequence:
     found = open_sequence(folder)
     assert (
         found.truth is not None
-        and isinstance(found.visible, Pictures)
-        and isinstance(found.auxiliary, Pictures)
+        and isinstance(found.visible, Images)
+        and isinstance(found.auxiliary, Images)
     )
     counts = [len(found.visible), len(found.auxiliary), len(found.truth)]
     # real recordings often lack the last frame of one modality; more than that is a damaged

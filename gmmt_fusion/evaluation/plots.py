@@ -1,39 +1,49 @@
-"""Pictures of tracking results and features (extra `plot`); every function writes one file,
-atomically.
+"""Drawings of tracking results and features (extra `plot`); each is one file, whole or not there.
 
 Colours are Okabe and Ito's, which colour-blind readers can tell apart; the truth is always dashed
 white on black.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from ..files import write_atomically
+from .metrics import PROTOCOLS, Scores
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from torch import Tensor
 
-    from .metrics import Scores
+
+class Frames(Protocol):
+    """Images (H, W, 3) or (H, W), uint8 RGB: a list, or anything that reads them when asked."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> np.ndarray: ...
+
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
-def curves(scores: Mapping[str, "Scores"], path: Any) -> Path:
-    """The curves of one protocol, one panel each, a line per tracker with its headline number.
+def draw_curves(scores: Mapping[str, Scores], path: str | Path) -> Path:
+    """Draw the curves of one protocol, a panel each, a line per tracker with its headline number.
 
     Of a long-term protocol precision over recall, with F and a dot where it is largest: the
     confidences of different trackers share no scale.
     """
-    keys = list(next(iter(scores.values())).curves)
-    long_term = "recall" in keys
-    panels = ["precision"] if long_term else keys
-    figure, axes = _figure(1, len(panels), 4.6, 3.8)
+    any_score = next(iter(scores.values()))
+    long_term = PROTOCOLS[any_score.protocol].long_term
+    panels = ["precision"] if long_term else list(any_score.curves)
+    figure, axes = _make_axes(1, len(panels), 4.6, 3.8)
     for axis, key in zip(axes[0], panels, strict=True):
-        for (tracker, score), colour in zip(scores.items(), _cycle(len(scores)), strict=True):
+        for (tracker, score), colour in zip(scores.items(), _colours(len(scores)), strict=True):
             curve, numbers = score.curves[key], score.numbers
             over = score.curves["recall"].values if long_term else curve.thresholds
             headline = f"F {numbers['F']:.1f}" if long_term else f"{numbers[key]:.1f}"
@@ -48,42 +58,44 @@ def curves(scores: Mapping[str, "Scores"], path: Any) -> Path:
     return _save(figure, path)
 
 
-def tracked_frames(
-    visible: Sequence[np.ndarray],
-    infrared: Sequence[np.ndarray],
+def draw_tracked_frames(
+    visible: Frames,
+    auxiliary: Frames,
     boxes: Mapping[str, np.ndarray],
-    path: Any,
+    path: str | Path,
     frames: Sequence[int] = (),
     truth: np.ndarray | None = None,
     title: str = "",
 ) -> Path:
-    """Frames of a sequence with several trackers' boxes: visible above, infrared below, one column
-    a frame.
+    """Draw several trackers' boxes into frames: a column each, visible above, auxiliary below.
 
     Args:
-        visible, infrared: pictures (H, W, 3) or (H, W), uint8 RGB.
-        boxes: for each tracker (N, 4) as x, y, w, h in pixels from the top left; `truth`: the same.
+        visible, auxiliary: images (H, W, 3) or (H, W), uint8 RGB.
+        boxes: for each tracker (N, 4) as x, y, w, h in pixels from the top left.
         frames: indices to show, default five spread evenly.
+        truth: (N, 4), as the boxes.
     """
     chosen = list(frames) or [round(i) for i in np.linspace(0, len(visible) - 1, 5)]
-    figure, axes = _figure(2, len(chosen), 2.8, 2.3)
+    figure, axes = _make_axes(2, len(chosen), 2.8, 2.3)
     for column, index in enumerate(chosen):
-        for axis, picture in zip(axes[:, column], (visible[index], infrared[index]), strict=True):
-            axis.imshow(picture, cmap="gray")
+        for axis, image in zip(axes[:, column], (visible[index], auxiliary[index]), strict=True):
+            axis.imshow(image, cmap="gray")
             axis.set_axis_off()
             for rank, (track, colour) in enumerate(
-                zip(boxes.values(), _cycle(len(boxes)), strict=True), 1
+                zip(boxes.values(), _colours(len(boxes)), strict=True), 1
             ):
                 # wider than the truth, and the earlier ones wider still, so that equal boxes show
                 # as rims
-                _box(axis, track[index], color=colour, linewidth=2.6 + 1.2 * (len(boxes) - rank))
+                _draw_box(
+                    axis, track[index], color=colour, linewidth=2.6 + 1.2 * (len(boxes) - rank)
+                )
             if truth is not None:
-                _box(axis, truth[index], color="black", linewidth=1.6)
-                _box(axis, truth[index], color="white", linewidth=1.0, linestyle="--")
+                _draw_box(axis, truth[index], color="black", linewidth=1.6)
+                _draw_box(axis, truth[index], color="white", linewidth=1.0, linestyle="--")
         axes[0, column].set_title(f"frame {index + 1}", fontsize=9)
     handles = [
         figure.axes[0].plot([], [], color=colour, label=name)[0]
-        for name, colour in zip(boxes, _cycle(len(boxes)), strict=True)
+        for name, colour in zip(boxes, _colours(len(boxes)), strict=True)
     ]
     if truth is not None:
         handles.append(figure.axes[0].plot([], [], color="black", linestyle="--", label="truth")[0])
@@ -92,22 +104,27 @@ def tracked_frames(
     return _save(figure, path)
 
 
-def feature_maps(
-    pictures: Mapping[str, np.ndarray], maps: Mapping[str, "Tensor"], path: Any, title: str = ""
+def draw_feature_maps(
+    images: Mapping[str, np.ndarray],
+    maps: Mapping[str, Tensor],
+    path: str | Path,
+    title: str = "",
 ) -> Path:
-    """Search patches, and beside them the energy of feature maps: the channels' deviation from
-    their means, root mean square over channels at each position.
+    """Draw search patches, and beside them the energy of feature maps.
+
+    Energy is the channels' deviation from their means, root mean square over channels at each
+    position.
 
     Args:
-        pictures: (H, W, 3) or (H, W) with their captions; `maps`: (C, h, w) with theirs, each
-            scaled to itself.
+        images: (H, W, 3) or (H, W) with their captions.
+        maps: (C, h, w) with theirs, each scaled to itself.
     """
-    figure, axes = _figure(1, len(pictures) + len(maps), 2.1, 2.2)
-    for axis, (name, picture) in zip(axes[0], pictures.items(), strict=False):
-        axis.imshow(picture, cmap="gray")
+    figure, axes = _make_axes(1, len(images) + len(maps), 2.1, 2.2)
+    for axis, (name, image) in zip(axes[0], images.items(), strict=False):
+        axis.imshow(image, cmap="gray")
         axis.set_title(name, fontsize=9)
-    for axis, (name, channels) in zip(axes[0, len(pictures) :], maps.items(), strict=True):
-        _show_energy(axis, channels)
+    for axis, (name, channels) in zip(axes[0, len(images) :], maps.items(), strict=True):
+        _draw_energy(axis, channels)
         axis.set_title(name, fontsize=9)
     for axis in axes[0]:
         axis.set_axis_off()
@@ -115,8 +132,8 @@ def feature_maps(
     return _save(figure, path)
 
 
-def tsne(maps: Mapping[str, "Tensor"], path: Any, title: str = "", seed: int = 0) -> Path:
-    """t-SNE of several kinds of maps in one plane, a point a map: the paper's Fig. 4 (a, b).
+def draw_tsne(maps: Mapping[str, Tensor], path: str | Path, title: str = "", seed: int = 0) -> Path:
+    """Draw the t-SNE of several kinds of maps, a point a map: the paper's Fig. 4 (a, b).
 
     Whole maps, flattened, go through PCA to at most 50 components and t-SNE with the usual
     perplexity of 30, less where there are fewer than 90 points. Distances between far points mean
@@ -129,7 +146,7 @@ def tsne(maps: Mapping[str, "Tensor"], path: Any, title: str = "", seed: int = 0
     Raises:
         ValueError: fewer than 10 maps, maps that are not finite, or of different shapes.
     """
-    arrays = {name: _array(kind).reshape(len(kind), -1) for name, kind in maps.items()}
+    arrays = {name: _to_numpy(kind).reshape(len(kind), -1) for name, kind in maps.items()}
     if len({array.shape[1] for array in arrays.values()}) > 1:
         shapes = ", ".join(f"{name!r} {tuple(kind.shape[1:])}" for name, kind in maps.items())
         raise ValueError(f"t-SNE needs maps of one shape; got {shapes}")
@@ -141,11 +158,11 @@ def tsne(maps: Mapping[str, "Tensor"], path: Any, title: str = "", seed: int = 0
             "t-SNE got maps with NaN or infinity; look at the host's inputs and weights"
         )
     plane, perplexity = _embed(points, seed)
-    figure, axes = _figure(1, 1, 5.2, 5.2)
+    figure, axes = _make_axes(1, 1, 5.2, 5.2)
     axis = axes[0, 0]
     start = 0
     for index, ((name, array), colour) in enumerate(
-        zip(arrays.items(), _cycle(len(arrays)), strict=True)
+        zip(arrays.items(), _colours(len(arrays)), strict=True)
     ):
         x, y = plane[start : start + len(array)].T
         start += len(array)
@@ -173,84 +190,44 @@ def tsne(maps: Mapping[str, "Tensor"], path: Any, title: str = "", seed: int = 0
     return _save(figure, path)
 
 
-def structural_similarity(fused: "Tensor", generated: "Tensor") -> float:
-    """SSIM (Wang et al. 2004) of two maps (C, H, W), averaged over channels and positions; 1 for
-    equal maps.
-
-    Of every channel, not of one picture made of them: a head sees the channels, and maps of the
-    same energy may differ in all of them. A channel's range is that of `fused`; channels that are
-    constant there do not count. Window (7×7, less on smaller maps), constants and sample
-    covariances are scikit-image's defaults.
-
-    Raises:
-        ValueError: maps of different shapes, smaller than 3×3, or without a channel that varies.
-    """
-    from torch.nn.functional import avg_pool2d
-
-    if fused.shape != generated.shape or fused.ndim != 3 or min(fused.shape[1:]) < 3:
-        raise ValueError(
-            f"SSIM got maps of {tuple(fused.shape)} and {tuple(generated.shape)}; expected one "
-            "shape "
-            "(C, H, W) of at least 3×3 positions"
-        )
-    x, y = (maps.detach().cpu().double() for maps in (fused, generated))
-    least, most = x.amin((1, 2), keepdim=True), x.amax((1, 2), keepdim=True)
-    varying = (most > least).flatten()
-    if not varying.any():
-        raise ValueError(
-            "SSIM got a fused map without a channel that varies; look at the host's inputs and "
-            "weights"
-        )
-    x, y = (((maps - least) / (most - least))[varying] for maps in (x, y))
-    side = min(7, *x.shape[1:])
-    side -= 1 - side % 2
-    mean_x, mean_y, xx, yy, xy = (
-        avg_pool2d(v, side, stride=1) for v in (x, y, x * x, y * y, x * y)
-    )
-    sample = side**2 / (side**2 - 1)
-    variances, covariance = (
-        sample * (xx - mean_x**2 + yy - mean_y**2),
-        sample * (xy - mean_x * mean_y),
-    )
-    luminance = (2 * mean_x * mean_y + 0.01**2) / (mean_x**2 + mean_y**2 + 0.01**2)
-    return float((luminance * (2 * covariance + 0.03**2) / (variances + 0.03**2)).mean())
-
-
-def sampling_steps(
-    fused: "Tensor",
-    estimates: Sequence["Tensor"],
+def draw_sampling_steps(
+    fused: Tensor,
+    estimates: Sequence[Tensor],
     timesteps: Sequence[float],
-    path: Any,
+    path: str | Path,
     title: str = "",
 ) -> Path:
-    """The estimate of x_0 at each sampling step with its SSIM to the host's fused map: the paper's
-    Fig. 5.
+    """Draw the estimate of x_0 at each sampling step, with its SSIM: the paper's Fig. 5.
 
     Above, the energy of at most eight of the estimates of the first item, the last included, and of
     its fused map, each scaled to itself; below, `structural_similarity` at every step, the mean
     over the batch and its range.
 
     Args:
-        fused: (B, C, H, W); `estimates`: the same for each step, as `GenerativeFusion.sample`
-            returns them with `return_intermediates`; `timesteps`: t of each.
+        fused: the host's, (B, C, H, W).
+        estimates: (B, C, H, W) of each step, as `GenerativeFusion.sample` returns them with
+            `return_intermediates`.
+        timesteps: t of each step.
     """
+    from .similarity import structural_similarity  # needs torch, which the other plots do not
+
     if not estimates or len(estimates) != len(timesteps):
         raise ValueError(
-            f"got {len(estimates)} estimates and {len(timesteps)} timesteps; expected as many, at "
-            "least 1"
+            f"got {len(estimates)} estimates and {len(timesteps)} timesteps; expected as "
+            "many, at least 1"
         )
     scores = np.array(
         [[structural_similarity(*pair) for pair in zip(fused, x, strict=True)] for x in estimates]
     )
     shown = sorted({round(i) for i in np.linspace(0, len(estimates) - 1, 8)})
     several = len(estimates) > 1  # one step makes no curve
-    figure = _blank(1.5 * len(shown) + 1.5, 4.3 if several else 2.3)
+    figure = _make_figure(1.5 * len(shown) + 1.5, 4.3 if several else 2.3)
     parts = figure.subfigures(1 + several, 1, squeeze=False)[:, 0]
     panels = [(estimates[i][0], f"t = {timesteps[i]:g}\nSSIM {scores[i, 0]:.4f}") for i in shown]
     for axis, (channels, caption) in zip(
         parts[0].subplots(1, len(shown) + 1), [*panels, (fused[0], "fused\n(host)")], strict=True
     ):
-        _show_energy(axis, channels)
+        _draw_energy(axis, channels)
         axis.set(xticks=[], yticks=[])
         axis.set_xlabel(caption, fontsize=9)
     if several:
@@ -293,49 +270,49 @@ def _embed(points: np.ndarray, seed: int) -> tuple[np.ndarray, float]:
         raise ImportError("t-SNE needs scikit-learn; pip install 'gmmt-fusion[plot]'") from error
     perplexity = min(30.0, len(points) / 3)
     points = PCA(min(50, *points.shape), random_state=seed).fit_transform(points)
-    return TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(
-        points
-    ), perplexity
+    embedding = TSNE(perplexity=perplexity, init="pca", random_state=seed)
+    return embedding.fit_transform(points), perplexity
 
 
-def _array(maps: "Tensor") -> np.ndarray:
-    return maps.detach().float().cpu().numpy()
+def _to_numpy(maps: Tensor) -> np.ndarray:
+    return np.asarray(maps.detach().float().cpu())
 
 
-def _show_energy(axis: "Axes", channels: "Tensor") -> None:
+def _draw_energy(axis: Axes, channels: Tensor) -> None:
     """Draw the root mean square over channels, each from its own mean, of a map (C, h, w)."""
-    array = _array(channels)
+    array = _to_numpy(channels)
     energy = np.sqrt(np.square(array - array.mean((1, 2), keepdims=True)).mean(0))
     # the range is the inner part's: zero padding lights up a convolution's borders
     inner = energy[tuple(slice(side // 8, side - side // 8) for side in energy.shape)]
     axis.imshow(energy, cmap="viridis", interpolation="bicubic", vmin=inner.min(), vmax=inner.max())
 
 
-def _figure(rows: int, columns: int, width: float, height: float) -> Any:
-    figure = _blank(width * columns, height * rows)
+def _make_axes(rows: int, columns: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
+    """A figure, and its axes (rows, columns) of a width and height in inches each."""
+    figure = _make_figure(width * columns, height * rows)
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def _blank(width: float, height: float) -> Any:
+def _make_figure(width: float, height: float) -> Figure:
     try:
         from matplotlib.figure import Figure  # not pyplot, which keeps global state
     except ImportError as error:
-        raise ImportError("pictures need matplotlib; pip install 'gmmt-fusion[plot]'") from error
+        raise ImportError("plots need matplotlib; pip install 'gmmt-fusion[plot]'") from error
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _cycle(count: int) -> list[str]:
+def _colours(count: int) -> list[str]:
     return [COLOURS[i % len(COLOURS)] for i in range(count)]
 
 
-def _box(axis: "Axes", box: Sequence[float], **style: Any) -> None:
+def _draw_box(axis: Axes, box: np.ndarray, **style: Any) -> None:  # matplotlib's
     from matplotlib.patches import Rectangle
 
     x, y, w, h = (float(v) for v in box)
     axis.add_patch(Rectangle((x, y), w, h, fill=False, **style))
 
 
-def _save(figure: Any, path: Any) -> Path:
+def _save(figure: Figure, path: str | Path) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(

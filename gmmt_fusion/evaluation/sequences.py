@@ -1,0 +1,169 @@
+"""Sequences to track: a benchmark's folders, or one's own pair of videos or folders of images.
+
+Boxes are x, y, w, h in pixels from the top left.
+"""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .frames import Images, Video
+from .layouts import find_sequences, get_layout, guess_layout, read_truth
+from .text_files import check_folder
+
+
+@dataclass(frozen=True, eq=False)
+class TrackingSequence:
+    """Iterates over pairs of frames, visible and auxiliary, (H, W, 3) uint8 in RGB order.
+
+    Recordings often lack a modality's last frame: the one before it stands in. Where more are
+    missing, the pairs are as many as the shorter modality has.
+
+    Attributes:
+        name: of the sequence, and of its result file.
+        visible, auxiliary: the frames of each modality.
+        box: (4,), the target's in the first frame.
+        truth: (N, 4), the target's in the visible frames, NaN where it is absent.
+    """
+
+    name: str
+    visible: Images | Video
+    auxiliary: Images | Video
+    box: np.ndarray
+    truth: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        shorter, longer = sorted((len(self.visible), len(self.auxiliary)))
+        return longer if longer - shorter == 1 else shorter
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        pairs = itertools.islice(itertools.zip_longest(self.visible, self.auxiliary), len(self))
+        last: list[np.ndarray] = []
+        for number, pair in enumerate(pairs, 1):
+            visible, auxiliary = last = [
+                last[i] if frame is None else frame for i, frame in enumerate(pair)
+            ]
+            if visible.shape != auxiliary.shape:
+                (h, w), (other_h, other_w) = visible.shape[:2], auxiliary.shape[:2]
+                raise ValueError(
+                    f"{self.name}, frame {number}: the visible image has {w}×{h} pixels, the "
+                    f"auxiliary one {other_w}×{other_h}; align them to one size first"
+                )
+            yield visible, auxiliary
+
+    def check(self) -> TrackingSequence:
+        """The sequence, if its first frames can be read and its box lies in them.
+
+        Warns where the frames of the modalities, or the ground truth, are not equally many.
+
+        Raises:
+            OSError: a frame cannot be read. ValueError: the box is empty or lies outside.
+        """
+        h, w = next(iter(self))[0].shape[:2]
+        x, y, width, height = self.box
+        if not (np.isfinite(self.box).all() and min(width, height) > 0):
+            raise ValueError(
+                f"{self.name}: the box in the first frame is {_show(self.box)}; expected a "
+                "positive size"
+            )
+        if x >= w or y >= h or x + width <= 0 or y + height <= 0:
+            raise ValueError(
+                f"{self.name}: the box {_show(self.box)} lies outside the first frame of {w}×{h} "
+                "pixels"
+            )
+        shorter, longer = sorted((len(self.visible), len(self.auxiliary)))
+        if shorter < longer:
+            cut = len(self) == shorter
+            treatment = "cut to the first" if cut else "the last stands in for the missing one of"
+            warnings.warn(
+                f"{self.name} has {len(self.visible)} visible and {len(self.auxiliary)} auxiliary "
+                f"frames; {treatment} {len(self)}",
+                stacklevel=3,
+            )
+        if self.truth is not None and len(self.truth) > len(self):
+            warnings.warn(
+                f"{self.name} has {len(self.truth)} boxes of ground truth and {len(self)} frames; "
+                "its results will be too short to be scored",
+                stacklevel=3,
+            )
+        return self
+
+
+def open_sequences(
+    folder: str | Path, layout: str, names: Iterable[str] | None = None
+) -> list[TrackingSequence]:
+    """The sequences of a benchmark's folder, all of them or `names`; see `open_sequence`."""
+    folder = check_folder(folder)
+    names = find_sequences(folder, layout) if names is None else list(dict.fromkeys(names))
+    if not names:
+        raise ValueError("names has no sequence; expected one or more, or None for all")
+    return [open_sequence(folder / name, layout) for name in names]
+
+
+def open_sequence(folder: str | Path, layout: str | None = None) -> TrackingSequence:
+    """The sequence in a folder that is laid out as a benchmark's.
+
+    Args:
+        folder: of one sequence.
+        layout: a name in `LAYOUTS`, by default the one whose folders of images it has.
+
+    Raises:
+        OSError: a folder, an image or the ground truth is missing or unreadable.
+        ValueError: the ground truth is no list of boxes, or its first box is none in the image.
+    """
+    folder = check_folder(Path(folder).absolute())
+    layout = guess_layout(folder) if layout is None else layout
+    known = get_layout(layout)
+    visible, auxiliary = (folder / name for name in known.images)
+    truth = read_truth(folder.parent, layout, [folder.name])[folder.name][0]
+    return TrackingSequence(
+        folder.name, Images(visible), Images(auxiliary, known.depth), truth[0], truth
+    ).check()
+
+
+def open_pair(
+    visible: str | Path,
+    auxiliary: str | Path,
+    box: Sequence[float],
+    name: str | None = None,
+    depth: bool = False,
+) -> TrackingSequence:
+    """One's own aligned pair of videos or folders of images.
+
+    Args:
+        visible, auxiliary: a video file or a folder of images each.
+        box: the target's in the first frame, as x, y, w, h in pixels.
+        name: by default that of the visible file or folder.
+        depth: whether the auxiliary images are depths in millimetres, shown as colour maps.
+
+    Raises:
+        OSError: a file is missing or unreadable. ValueError: depths of a video, or a bad box.
+    """
+    return TrackingSequence(
+        name or Path(visible).absolute().stem,
+        _open_frames(Path(visible)),
+        _open_frames(Path(auxiliary), depth),
+        np.array(box, dtype=np.float64),
+    ).check()
+
+
+def _open_frames(path: Path, depth: bool = False) -> Images | Video:
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; expected a video or a folder of images")
+    if path.is_dir():
+        return Images(path, depth)
+    if depth:
+        raise ValueError(
+            f"{path} is a video, which holds no depths; expected a folder of 16-bit images"
+        )
+    return Video(path)
+
+
+def _show(box: np.ndarray) -> str:
+    return ",".join(f"{value:g}" for value in box)

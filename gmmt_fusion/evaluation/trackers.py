@@ -1,0 +1,157 @@
+"""Somebody's tracker: found by name, given a fusion, and driven as its own family is.
+
+A tracker is any object with its family's two methods; hence the `Any`s: it has no type of ours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import json
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from ..adapters import Adapter
+from ..attaching.attachment import Attachment, attach
+from ..model.checkpoint import weights_digest
+from ..model.fusion import GenerativeFusion
+
+
+@dataclass(frozen=True)
+class Family:
+    """How trackers of one family are driven: `start` on the first frame, then `track(image)`.
+
+    Attributes:
+        start: the name of the method that gets the first image and the target's box.
+        pack: the box, as a list, as that method takes it.
+        box_key: under which `track` returns the box.
+        rgb: whether the images are RGB; else they are BGR.
+    """
+
+    start: str
+    pack: Callable[[list[float]], object]
+    box_key: str
+    rgb: bool
+
+    def takes_bgr(self, depth: bool) -> tuple[bool, bool]:
+        """Whether the visible and the auxiliary image are given as BGR.
+
+        A depth's colour map is BGR for both families, as ViPT gives it.
+        """
+        return not self.rgb, not self.rgb or depth
+
+    def join(self, visible: np.ndarray, auxiliary: np.ndarray, depth: bool) -> np.ndarray:
+        """One image (H, W, 6) of two (H, W, 3) in RGB order, as the family takes it."""
+        images = zip((visible, auxiliary), self.takes_bgr(depth), strict=True)
+        return np.concatenate([x[..., ::-1] if bgr else x for x, bgr in images], 2)
+
+
+OSTRACK = Family("initialize", lambda box: {"init_bbox": box}, "target_bbox", rgb=True)
+PYSOT = Family("init", lambda box: box, "bbox", rgb=False)
+
+
+def find_family(tracker: Any) -> Family:
+    """The family as which a tracker is driven; ValueError if it has the methods of none."""
+    for family in (OSTRACK, PYSOT):
+        if all(callable(getattr(tracker, name, None)) for name in (family.start, "track")):
+            return family
+    raise ValueError(
+        f"{type(tracker).__name__} has no initialize(image, info) and track(image), as OSTrack's "
+        "family, nor init(image, box) and track(image), as pysot's"
+    )
+
+
+def load_tracker(spec: str, fusion: str | Path | None = None) -> Any:
+    """The tracker that a named function returns, with a fusion attached where one is named.
+
+    Args:
+        spec: "module:function" or "path/to/file.py:function", called without arguments; modules
+            are also looked for in the current folder.
+        fusion: folder or hub id for `attach`. A tracker that needs an adapter of its own has it as
+            `tracker.adapter`, or its function attaches the fusion itself.
+
+    Raises:
+        ValueError, OSError, ImportError: no such function, or what it returns cannot be driven or
+        attached to.
+    """
+    place, _, name = str(spec).rpartition(":")
+    if not place or not name:
+        raise ValueError(f"tracker {spec!r}; expected module:function or path/to/file.py:function")
+    build = getattr(_import(place), name, None)
+    if not callable(build):
+        raise ValueError(f"{place} has no function {name!r}")
+    try:
+        inspect.signature(build).bind()
+    except TypeError as error:
+        raise ValueError(f"{spec} cannot be called without arguments: {error}") from None
+    tracker = build()
+    find_family(tracker)
+    if fusion is None:
+        return tracker
+    try:
+        Attachment.of(tracker)
+    except ValueError:
+        adapter = getattr(tracker, "adapter", None)
+        attach(tracker, fusion, adapter if isinstance(adapter, Adapter) else "auto")
+    else:
+        warnings.warn(f"{spec} has attached a fusion itself; {fusion} is not used", stacklevel=2)
+    return tracker
+
+
+def hash_networks(tracker: Any) -> str | None:
+    """A hash of the networks that a tracker is or holds, and of how an attached fusion samples.
+
+    None, with a warning, where it holds none as an attribute of its own.
+    """
+    held = (
+        [tracker] if isinstance(tracker, nn.Module) else getattr(tracker, "__dict__", {}).values()
+    )
+    networks = [network for network in held if isinstance(network, nn.Module)]
+    if not networks:
+        warnings.warn(
+            f"{type(tracker).__name__} holds no network as an attribute of its own: a run that "
+            "goes on with other weights will not be noticed",
+            stacklevel=2,
+        )
+        return None
+    digests = [weights_digest(network.state_dict()) for network in networks]
+    configs = [
+        module.config
+        for network in networks
+        for module in network.modules()
+        if isinstance(module, GenerativeFusion)
+    ]
+    return hashlib.sha256(json.dumps([digests, configs], default=str).encode()).hexdigest()
+
+
+def _import(place: str) -> ModuleType:
+    """The module of a dotted name or a file; either finds what lies beside it."""
+    path = Path(place)
+    file = path if path.suffix == ".py" else None
+    if file is not None and not file.is_file():
+        raise FileNotFoundError(f"{place}: no such file")
+    folder = str(file.resolve().parent if file else Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        if file is None:
+            return importlib.import_module(place)
+        # not its own name, which may be that of the tracker's package
+        name = f"tracker_in_{file.stem}"
+        spec = importlib.util.spec_from_file_location(name, file)
+        assert spec is not None and spec.loader is not None
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+    except ImportError as error:
+        raise ImportError(f"{place} cannot be imported: {error}") from error
