@@ -1,5 +1,6 @@
 """Reading and writing `config.json` + `model.safetensors`, atomically and without pickle."""
 
+import hashlib
 import inspect
 import json
 import os
@@ -8,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..files import write_atomically
@@ -126,3 +128,18 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], source: Any) -> N
             f"{source} does not fit {type(module).__name__}: {'; '.join(problems[:3])}{more}"
         )
     module.load_state_dict(state)
+
+
+def weights_digest(state: Mapping[str, object]) -> str:
+    """The SHA-256 of a state's tensors, in hexadecimal; what is no tensor does not count.
+
+    Over the names in sorted order: "name dtype shape", then the bytes, of every dtype. Where the
+    tensors are stored, and in which order the state lists them, makes no difference.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items(), key=lambda item: item[0]):
+        if isinstance(tensor, Tensor):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            flat = tensor.detach().cpu().contiguous().reshape(-1)
+            digest.update(flat.view(torch.uint8).numpy().data)  # NumPy has no bfloat16
+    return digest.hexdigest()
