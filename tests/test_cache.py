@@ -17,8 +17,7 @@ from training_data import Loss, assert_same, attached, labels, weights
 
 from gmmt_fusion import Attachment, attach
 from gmmt_fusion.adapters import ModuleAdapter
-from gmmt_fusion.training.feature_cache import CachedFeatures, cache_features
-from gmmt_fusion.training.fine_tuning import fine_tune, paper_optimizer
+from gmmt_fusion.training import CachedFeatures, cache_features, fine_tune, paper_optimizer
 
 CONCAT = CASES[0]
 each_host = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -44,7 +43,7 @@ def cached(
 def test_training_from_the_cache_is_training_through_the_host(case: Case, tmp_path: Path) -> None:
     through, from_cache = attached(case), attached(case)
     calls: list[int] = []
-    options: dict[str, Any] = {"epochs": 2, "optimizer": paper_optimizer, **QUIET}
+    options: dict[str, Any] = {"epochs": 2, "recipe": paper_optimizer, **QUIET}
     before = weights(through)
     fine_tune(through, labels(), Loss(case), tmp_path / "through", **options)
     cache = cached(case, tmp_path / "cache", from_cache, shard_size=4)

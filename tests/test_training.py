@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from training_data import Loss, assert_same, attached, labels, weights
 
 from gmmt_fusion import Attachment, GenerativeFusion, attach
-from gmmt_fusion.training.fine_tuning import adamw_optimizer, fine_tune, paper_optimizer
+from gmmt_fusion.training import adamw_optimizer, fine_tune, paper_optimizer
 
 CONCAT, MAPS = CASES[0], CASES[1]
 QUIET = {"progress": False}
@@ -121,7 +121,7 @@ def test_accumulation_gives_the_step_of_the_larger_batch(tmp_path: Path) -> None
         handle = attached(MAPS, method="raw")
         options: dict[str, Any] = {
             "epochs": 1,
-            "optimizer": paper_optimizer,
+            "recipe": paper_optimizer,
             "max_gradient_norm": None,
         }
         fine_tune(
@@ -427,7 +427,7 @@ def test_recipes_in_other_numbers_resume(recipe: Any, tmp_path: Path) -> None:
     for epochs in (1, 2):
         handle = attached(CONCAT, network_config={"width": np.int64(16), "heads": 2})
         last = fine_tune(
-            handle, labels(), Loss(CONCAT), tmp_path, epochs=epochs, optimizer=recipe, **QUIET
+            handle, labels(), Loss(CONCAT), tmp_path, epochs=epochs, recipe=recipe, **QUIET
         )
     assert last["step"] == 8
     attach(CONCAT.build(), tmp_path / "final", CONCAT.adapter())
@@ -470,7 +470,7 @@ def _process(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     options: dict[str, Any] = {
         "epochs": 1,
-        "optimizer": paper_optimizer,
+        "recipe": paper_optimizer,
         "max_gradient_norm": None,
         **QUIET,
     }
@@ -498,7 +498,7 @@ def test_two_processes_take_the_steps_of_one_with_twice_the_batch(tmp_path: Path
         repeated(MAPS),
         tmp_path / "alone",
         epochs=1,
-        optimizer=paper_optimizer,
+        recipe=paper_optimizer,
         max_gradient_norm=None,
         **QUIET,
     )
