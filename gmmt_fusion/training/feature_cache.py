@@ -278,7 +278,11 @@ def _name_dtypes(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def _add_targets(row: dict[str, Tensor], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Row and targets, on the CPU; ValueError for a target that is no tensor (B, …) or is a map's."""
+    """Row and targets, on the CPU.
+
+    Raises:
+        ValueError: a target is no tensor (B, …), or has the name of a map.
+    """
     batch = len(row["fused"])
     for name, target in targets.items():
         if name in row:
