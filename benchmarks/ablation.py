@@ -45,8 +45,7 @@ from gmmt_fusion.adapters import ModuleAdapter
 from gmmt_fusion.evaluation.metrics import evaluate
 from gmmt_fusion.files import write_atomically
 from gmmt_fusion.model.calibration import least_squares_convolution
-from gmmt_fusion.training import recipes
-from gmmt_fusion.training import CachedFeatures, Degradation, cache_features, fine_tune
+from gmmt_fusion.training import CachedFeatures, Degradation, cache_features, fine_tune, recipes
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from embedded.sequences import TEST_SEEDS, TRAIN_SEEDS, VALIDATION_SEEDS, generate_sequence

@@ -21,9 +21,9 @@ class Arm:
     that of the sample before it is degraded further. calibrated: False starts as built, far from
     the host. unnormalised: the fusion sees the host's maps times this number, and not with mean 0
     and variance 1.
-    training: "recipe" is one of gmmt_fusion.training.recipes, in place of AdamW with a lower rate for the
-    head; "ema_decay"; "batch_statistics" lets the head's BatchNorm use those of its batches and not
-    the host's.
+    training: "recipe" is one of gmmt_fusion.training.recipes, in place of AdamW with a lower rate
+    for the head; "ema_decay"; "batch_statistics" lets the head's BatchNorm use those of its batches
+    and not the host's.
     interpolation: how far the weights go from their start to where training ends (Wortsman et al.,
     CVPR 2022).
     sampling: attributes set on the trained fusion, and the dtype that it is optimised to.
