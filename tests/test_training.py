@@ -26,7 +26,7 @@ MAPS = CASES[1]
 @pytest.mark.parametrize(
     ("case", "method"),
     [*((case, "diffusion") for case in CASES), (CASES[0], "cgan")],
-    ids=lambda value: value if isinstance(value, str) else value.name,
+    ids=lambda value: getattr(value, "name", value),
 )
 def test_only_the_plugin_learns(case: Case, method: str, tmp_path: Path) -> None:
     handle = attached(case, method=method)

@@ -191,9 +191,8 @@ def _build_state(
     discriminator = getattr(attachment.fusion, "discriminator", None)
     if discriminator is not None:
         parameters["discriminator"] = list(discriminator.parameters())
-    learners = {}
+    learners, steps_per_epoch = {}, _count_steps(batches, settings)
     for name, own in parameters.items():
-        steps_per_epoch = _count_steps(batches, settings)
         optimizer, schedule = settings.recipe(own, settings.epochs, steps_per_epoch)
         learners[name] = Learner(own, accelerator.prepare_optimizer(optimizer), schedule)
     average = None
@@ -290,7 +289,8 @@ class _Loop:
             for name, value in losses.items():
                 part = value.detach().float() / len(batches)
                 sums[name] = sums[name] + part if name in sums else part
-            maps.append(self.attachment._plugin.last_maps)
+            if self.discriminator is not None:
+                maps.append(self.attachment._plugin.last_maps)
         values = self.reduce_to_means(sums)
         norm = self.settings.max_gradient_norm or math.inf
         values["gradient_norm"] = float(
