@@ -45,10 +45,7 @@ from gmmt_fusion.adapters import ModuleAdapter
 from gmmt_fusion.evaluation.metrics import evaluate
 from gmmt_fusion.files import write_atomically
 from gmmt_fusion.model.calibration import least_squares_convolution
-from gmmt_fusion.training import recipes
-from gmmt_fusion.training.degradation import Degradation
-from gmmt_fusion.training.feature_cache import CachedFeatures, cache_features
-from gmmt_fusion.training.fine_tuning import fine_tune
+from gmmt_fusion.training import CachedFeatures, Degradation, cache_features, fine_tune, recipes
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from embedded.sequences import TEST_SEEDS, TRAIN_SEEDS, VALIDATION_SEEDS, generate_sequence
@@ -181,9 +178,7 @@ def trained(arm: Arm, seed: int, options: argparse.Namespace) -> Attachment:
                     module
                 )  # which keeps the host's statistics in training
 
-    optimizer = (
-        getattr(recipes, arm.training["optimizer"]) if "optimizer" in arm.training else head_slower
-    )
+    recipe = getattr(recipes, arm.training["recipe"]) if "recipe" in arm.training else head_slower
     start = {name: tensor.clone() for name, tensor in handle.fusion.state_dict().items()}
     weights = folder / "weights.pt"
     if not weights.is_file():
@@ -199,7 +194,7 @@ def trained(arm: Arm, seed: int, options: argparse.Namespace) -> Attachment:
             folder / "training",
             epochs=1,
             generative_weight=arm.weight,
-            optimizer=optimizer,
+            recipe=recipe,
             ema_decay=arm.training.get("ema_decay"),
             seed=seed,
             progress=False,

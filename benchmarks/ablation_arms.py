@@ -21,9 +21,9 @@ class Arm:
     that of the sample before it is degraded further. calibrated: False starts as built, far from
     the host. unnormalised: the fusion sees the host's maps times this number, and not with mean 0
     and variance 1.
-    training: "optimizer" is one of gmmt_fusion.training.recipes, in place of AdamW with a lower rate for the
-    head; "ema_decay"; "batch_statistics" lets the head's BatchNorm use those of its batches and not
-    the host's.
+    training: "recipe" is one of gmmt_fusion.training.recipes, in place of AdamW with a lower rate
+    for the head; "ema_decay"; "batch_statistics" lets the head's BatchNorm use those of its batches
+    and not the host's.
     interpolation: how far the weights go from their start to where training ends (Wortsman et al.,
     CVPR 2022).
     sampling: attributes set on the trained fusion, and the dtype that it is optimised to.
@@ -110,8 +110,8 @@ TABLES: dict[str, list[Arm]] = {
             Arm(f"not normalised, maps × {scale:g}", BEST, unnormalised=scale)
             for scale in (0.1, 1.0, 10.0)
         ),
-        Arm("one rate of 4e-4", BEST, training={"optimizer": "adamw_optimizer"}),
-        Arm("the paper's SGD", BEST, training={"optimizer": "paper_optimizer"}),
+        Arm("one rate of 4e-4", BEST, training={"recipe": "adamw_optimizer"}),
+        Arm("the paper's SGD", BEST, training={"recipe": "paper_optimizer"}),
         Arm("moving average, decay 0.99", BEST, training={"ema_decay": 0.99}),
         Arm("head's BatchNorm by batch", BEST, training={"batch_statistics": True}),
     ],

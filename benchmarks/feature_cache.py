@@ -26,8 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from gmmt_fusion import GenerativeFusion, attach
 from gmmt_fusion.adapters import ModuleAdapter
-from gmmt_fusion.training.feature_cache import cache_features
-from gmmt_fusion.training.fine_tuning import fine_tune
+from gmmt_fusion.training import cache_features, fine_tune
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from embedded.sequences import TRAIN_SEEDS

@@ -30,7 +30,7 @@ from gmmt_fusion.adapters import ModuleAdapter
 from gmmt_fusion.evaluation import plots
 from gmmt_fusion.evaluation.metrics import Scores, evaluate
 from gmmt_fusion.files import write_atomically
-from gmmt_fusion.training.fine_tuning import fine_tune
+from gmmt_fusion.training import fine_tune
 
 BASE, GMMT = "base", "+GMMT"
 

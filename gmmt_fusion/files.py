@@ -1,5 +1,6 @@
 """Files that are whole or not there, and in words what differs between two that must agree."""
 
+import hashlib
 import os
 import re
 import shutil
@@ -9,12 +10,12 @@ from typing import Any
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it.
-
-    Readers see the old file or the new one, never a part.
+    """Let `write` fill a temporary file beside `path`, then rename it: readers see the old file or
+    the new one.
     """
-    # not by mkstemp, whose file would be for this user only
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(
+        f".{path.name}.{os.getpid()}"
+    )  # mkstemp's file would be for this user only
     try:
         write(temporary)
         os.replace(temporary, path)
@@ -38,6 +39,15 @@ def remove_folder_atomically(path: Path) -> None:
     """Rename a folder before it is emptied: half of it never has its name."""
     os.replace(path, doomed := path.with_name(f".{path.name}"))
     shutil.rmtree(doomed)
+
+
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def differences(there: Mapping[str, object], here: Mapping[str, object], prefix: str = "") -> str:

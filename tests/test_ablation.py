@@ -120,7 +120,7 @@ def test_no_sequence_is_in_two_sets() -> None:
             "DM",
             ablation_arms.BEST | {"network_config": {"widths": [32], "depth": 1}},
             sampling={"steps": 2},
-            training={"optimizer": "paper_optimizer", "ema_decay": 0.5, "batch_statistics": True},
+            training={"recipe": "paper_optimizer", "ema_decay": 0.5, "batch_statistics": True},
         ),
     ],
     ids=["head", "convolution", "diffusion"],

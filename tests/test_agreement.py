@@ -1,12 +1,13 @@
-"""What says whether two files or two networks are the same: one hash, one comparison."""
+"""What says whether two files or two networks are the same: their hashes, and one comparison."""
 
 import hashlib
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from gmmt_fusion.files import differences
+from gmmt_fusion.files import differences, file_digest
 from gmmt_fusion.model.checkpoint import weights_digest
 
 DIGEST = hashlib.sha256(b"").hexdigest()
@@ -72,3 +73,9 @@ def test_digest_is_of_what_the_state_holds_and_not_how():
 def test_digest_tells_changes(change):
     state = torch.arange(6.0).reshape(2, 3)
     assert weights_digest(change(state)) != weights_digest({"a": state})
+
+
+def test_digest_of_a_file(tmp_path: Path):
+    content = bytes(range(256)) * (1 << 13)  # of more than one block
+    (tmp_path / "file").write_bytes(content)
+    assert file_digest(tmp_path / "file") == hashlib.sha256(content).hexdigest()

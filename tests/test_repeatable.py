@@ -43,7 +43,7 @@ def test_a_batch_does_not_depend_on_what_was_loaded_before(build: Any, workers: 
         return RepeatableLoader(build(collate_fn=jittered, num_workers=workers), seed=3)
 
     whole = loader()
-    epochs = [torch.stack(list(whole.epoch(epoch))) for epoch in range(2)]
+    epochs = [torch.stack(list(whole.load_epoch(epoch))) for epoch in range(2)]
     assert not torch.equal(*epochs)
-    resumed = torch.stack(list(loader().epoch(1, first=1)))
+    resumed = torch.stack(list(loader().load_epoch(1, first=1)))
     assert torch.equal(resumed, epochs[1][1:])

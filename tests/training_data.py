@@ -1,6 +1,4 @@
-"""Loaders and tracking losses for the hosts of `cases`, which bring inputs of two samples
-themselves.
-"""
+"""Loaders and tracking losses for the hosts of `cases`, which bring their own two samples."""
 
 from typing import Any
 
@@ -12,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from gmmt_fusion import Attachment, attach
 
 
-class Labels(Dataset):
+class Labels(Dataset[dict[str, Tensor]]):
     """Numbers to learn; `noise` is an augmentation that draws from the global random numbers."""
 
     def __init__(self, length: int = 8, noise: float = 0.0) -> None:
@@ -25,7 +23,9 @@ class Labels(Dataset):
         return {"label": torch.tensor(index / 10) + self.noise * torch.rand(())}
 
 
-def labels(length: int = 8, batch_size: int = 2, noise: float = 0.0, **options: Any) -> DataLoader:
+def labels(
+    length: int = 8, batch_size: int = 2, noise: float = 0.0, **options: Any
+) -> DataLoader[Any]:
     return DataLoader(Labels(length, noise), batch_size, **options)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from gmmt_fusion.files import write_atomically
-from gmmt_fusion.training.degradation import Degradation
+from gmmt_fusion.training import Degradation
 
 from .scene import Scene
 from .siamese import SEARCH_SIZE, TEMPLATE_SIZE, SiameseTracker, make_labels

@@ -5,10 +5,12 @@ from .feature_cache import CachedFeatures, cache_features
 from .fine_tuning import fine_tune
 from .host_loop import train_in_host
 from .recipes import Recipe, adamw_optimizer, paper_optimizer
+from .settings import FineTuningSettings
 
 __all__ = [
     "CachedFeatures",
     "Degradation",
+    "FineTuningSettings",
     "Recipe",
     "adamw_optimizer",
     "cache_features",

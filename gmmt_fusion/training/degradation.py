@@ -1,6 +1,4 @@
-"""Degraded search pictures: what makes the generative loss ask for more than the host's own fused
-map.
-"""
+"""Degraded search images: with them the generative loss asks for more than the host's own map."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,24 +12,24 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from ..checks import check_share
 
 KINDS = ("dark", "low contrast", "noisy", "blurred", "missing")
+Inputs = Any  # a host's inputs, of whatever structure
 
 
 class Degradation:
-    """Degrades one modality of some samples' search pictures, in training; set it as
-    `Attachment.degradation`.
+    """Degrades one modality of some samples' search images while the fusion trains.
 
-    The host's fused map is a function of the features, so that a perfect generative loss gives back
-    what the host has already. With a degradation the host runs twice: the clean pictures give the
-    target, the degraded ones the features; what is generated is the fused map that the host would
-    have had from two good modalities. Templates stay clean.
+    It is set as `Attachment.degradation`. The host's fused map is a function of the features, so
+    that a perfect generative loss gives back what the host has already. With a degradation the host
+    runs twice: the clean images give the target, the degraded ones the features; what is generated
+    is the fused map that the host would have had from two good modalities. Templates stay clean.
 
     Args:
-        probability: share of the samples that are degraded.
+        probability: fraction of the samples that are degraded, 0 to 1.
         kinds: of degradation, one of which is drawn for each such sample; ("missing",) is modality
             dropout.
 
     Raises:
-        ValueError: a share outside 0 to 1, an unknown kind, or none.
+        ValueError: a probability outside 0 to 1, an unknown kind, or none.
     """
 
     def __init__(self, probability: float = 0.5, kinds: Sequence[str] = KINDS) -> None:
@@ -43,76 +41,78 @@ class Degradation:
         self.probability, self.kinds = probability, tuple(kinds)
 
     def __repr__(self) -> str:
-        return f"{type(self).__qualname__}({', '.join(f'{key}={value!r}' for key, value in vars(self).items())})"
+        arguments = ", ".join(f"{key}={value!r}" for key, value in vars(self).items())
+        return f"{type(self).__qualname__}({arguments})"
 
-    def __call__(self, inputs: Any, modalities: int, generator: torch.Generator) -> Any:
-        """The host's inputs, of any structure, with the search pictures in it degraded.
+    def __call__(self, inputs: Inputs, modalities: int, generator: torch.Generator) -> Inputs:
+        """The host's inputs, of any structure, with the search images in it degraded.
 
-        The search pictures are the largest among the tensors (B, 3·m, H, W) or, m in a row, (B, 3,
-        H, W).
+        The search images are the largest among the tensors (B, 3·m, H, W) or, m in a row,
+        (B, 3, H, W).
 
         Raises:
             ValueError: there are none.
         """
         leaves, structure = tree_flatten(inputs)
-        places = [
-            i
-            for i, x in enumerate(leaves)
-            if isinstance(x, Tensor) and x.ndim == 4 and x.shape[1] in (3, 3 * modalities)
-        ]
-        largest = max((leaves[i].shape[2:].numel() for i in places), default=0)
-        places = [i for i in places if leaves[i].shape[2:].numel() == largest]
-        channels = sum(leaves[i].shape[1] for i in places)
-        if channels != 3 * modalities:
-            raise ValueError(
-                f"the host's inputs hold search pictures of {channels} channels; expected "
-                f"{modalities} "
-                f"modalities of 3, in one tensor (B, {3 * modalities}, H, W) or in {modalities}. "
-                "For "
-                "other inputs give a degradation of your own: (inputs, modalities, generator) -> "
-                "inputs"
-            )
-        pictures = torch.cat([leaves[i] for i in places], dim=1)
-        degraded = self.corrupt(list(pictures.chunk(modalities, dim=1)), generator)
-        for i, part in zip(
-            places,
-            torch.cat(degraded, dim=1).split([leaves[i].shape[1] for i in places], dim=1),
-            strict=True,
-        ):
-            leaves[i] = part
+        places = _find_search_images(leaves, modalities)
+        images = torch.cat([leaves[i] for i in places], dim=1)
+        degraded = torch.cat(self.corrupt(images.chunk(modalities, dim=1), generator), dim=1)
+        first = 0
+        for i in places:
+            channels = leaves[i].shape[1]
+            leaves[i] = degraded[:, first : first + channels]
+            first += channels
         return tree_unflatten(leaves, structure)
 
-    def corrupt(self, pictures: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
-        """Pictures (B, 3, H, W), one tensor a modality, of any range and dtype, some of them
-        degraded.
+    def corrupt(self, images: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
+        """Copies of the images (B, 3, H, W), one tensor a modality, with some samples degraded.
+
+        Any range and dtype will do; a degraded image stays within its own range.
         """
-        batch, device = len(pictures[0]), pictures[0].device
-        chance, strength = torch.rand(2, batch, generator=generator, device=generator.device).to(
-            device
-        )
+        batch, device, drawn_on = len(images[0]), images[0].device, generator.device
+        random = torch.rand(2, batch, generator=generator, device=drawn_on)
+        chance, strength = random.to(device)
         modality, kind = (
-            torch.randint(most, (batch,), generator=generator, device=generator.device).to(device)
-            for most in (len(pictures), len(self.kinds))
+            torch.randint(most, (batch,), generator=generator, device=drawn_on).to(device)
+            for most in (len(images), len(self.kinds))
         )
-        grain = torch.randn(
-            (batch, 1, *pictures[0].shape[2:]), generator=generator, device=generator.device
-        ).to(device)
-        results = [picture.clone() for picture in pictures]
-        for m, picture in enumerate(pictures):
+        size = (batch, 1, *images[0].shape[2:])
+        grain = torch.randn(size, generator=generator, device=drawn_on).to(device)
+        results = [image.clone() for image in images]
+        for m, image in enumerate(images):
             for k, name in enumerate(self.kinds):
-                items = ((chance < self.probability) & (modality == m) & (kind == k)).nonzero()[
-                    :, 0
-                ]
-                if len(items):
-                    level = rearrange(0.4 + 0.6 * strength[items], "b -> b 1 1 1")
-                    degraded = _degrade(picture[items].float(), name, level, grain[items])
-                    results[m][items] = degraded.to(picture.dtype)
+                hit = (chance < self.probability) & (modality == m) & (kind == k)
+                samples = hit.nonzero()[:, 0]
+                if len(samples):
+                    level = rearrange(0.4 + 0.6 * strength[samples], "b -> b 1 1 1")
+                    degraded = _degrade(image[samples].float(), name, level, grain[samples])
+                    results[m][samples] = degraded.to(image.dtype)
         return results
 
 
+def _find_search_images(leaves: Sequence[Any], modalities: int) -> list[int]:
+    """Where among the leaves of a host's inputs its search images are."""
+    places = [
+        i
+        for i, x in enumerate(leaves)
+        if isinstance(x, Tensor) and x.ndim == 4 and x.shape[1] in (3, 3 * modalities)
+    ]
+    largest = max((leaves[i].shape[2:].numel() for i in places), default=0)
+    places = [i for i in places if leaves[i].shape[2:].numel() == largest]
+    channels = sum(leaves[i].shape[1] for i in places)
+    if channels != 3 * modalities:
+        raise ValueError(
+            f"the host's inputs hold search images of {channels} channels; expected {modalities} "
+            f"modalities of 3, in one tensor (B, {3 * modalities}, H, W) or in {modalities}. For "
+            "other inputs give a degradation of your own: (inputs, modalities, generator) -> inputs"
+        )
+    return places
+
+
 def _degrade(x: Tensor, kind: str, level: Tensor, grain: Tensor) -> Tensor:
-    """Pictures (B, 3, H, W), each within its own range, whatever its normalisation is; level (B, 1,
-    1, 1) in 0..1.
+    """Images (B, 3, H, W), each degraded within its own range, whatever its normalisation is.
+
+    level: (B, 1, 1, 1) in 0 to 1. grain: (B, 1, H, W), of variance 1.
     """
     low, mean, high = (reduce(x, "b c h w -> b 1 1 1", how) for how in ("min", "mean", "max"))
     grain = grain * (high - low)

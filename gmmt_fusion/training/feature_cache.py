@@ -1,30 +1,34 @@
-"""The frozen host's maps, computed once and read from disk: safetensors shards and a manifest.
+"""The frozen host's maps, computed once and read from disk.
 
 Host and feature extractor do not change while the fusion learns, so that their outputs need not be
 computed again.
 """
 
 import bisect
+import contextlib
 import functools
-import hashlib
 import itertools
 import json
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from ..attaching.attachment import Attachment, run_host
 from ..attaching.patching import Plugin, Point
 from ..checks import check_choice, check_whole_number
-from ..files import write_atomically
+from ..files import differences, file_digest
+from ..model.checkpoint import weights_digest
 from ..version import __version__
-from .repeatable import RepeatableLoader
+from .head_inputs import HeadInputs, record_forward
+from .repeatable import Batch, RepeatableLoader
+from .shards import MANIFEST, Manifest, count_batches, map_shard, read_manifest, write_shard
 
-MANIFEST = "manifest.json"
+FORMAT = 2  # of the manifest
 DTYPES = {
     None: None,
     "float32": torch.float32,
@@ -33,7 +37,7 @@ DTYPES = {
 }
 
 
-class CachedFeatures(Dataset):
+class CachedFeatures(Dataset[dict[str, Tensor]]):
     """The samples of a folder that `cache_features` filled, for a DataLoader that `fine_tune` gets.
 
     An item is a dict of tensors: feature_0 … feature_{m-1} and fused (C, H, W), the head's other
@@ -41,26 +45,25 @@ class CachedFeatures(Dataset):
     before writing into it.
 
     Raises:
-        OSError: a file is missing, cut off or of something else. ValueError: the cache is not
-        complete.
+        OSError: a file is missing, cut off or of something else.
+        ValueError: the cache is not complete.
     """
 
-    def __init__(self, folder: Any) -> None:
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
-        manifest = _read_manifest(self.folder)
+        manifest = read_manifest(self.folder)
         if manifest is None:
             raise OSError(
                 f"{self.folder / MANIFEST} is missing; expected a folder written by cache_features"
             )
-        self.manifest: dict[str, Any] = manifest
-        if _batches(manifest) < manifest["batches"]:
+        self.manifest = manifest
+        if (done := count_batches(manifest)) < manifest["batches"]:
             raise ValueError(
-                f"{self.folder} is not complete ({_batches(manifest)} of {manifest['batches']} "
-                "batches); "
-                "call cache_features again with the same arguments, and it goes on"
+                f"{self.folder} is not complete ({done} of {manifest['batches']} batches); call "
+                "cache_features again with the same arguments, and it goes on"
             )
-        self._ends = list(
-            itertools.accumulate(shard["samples"] for shard in self.manifest["shards"])
+        self._ends: list[int] = list(
+            itertools.accumulate(shard["samples"] for shard in manifest["shards"])
         )
         self._open: dict[int, dict[str, Tensor]] = {}
 
@@ -72,7 +75,7 @@ class CachedFeatures(Dataset):
             raise IndexError(f"sample {index} of {len(self)}")
         number = bisect.bisect_right(self._ends, index)
         if number not in self._open:
-            self._open[number] = _map_shard(self.folder / self.manifest["shards"][number]["file"])
+            self._open[number] = map_shard(self.folder / self.manifest["shards"][number]["file"])
         row = index - (self._ends[number - 1] if number else 0)
         return {name: tensor[row] for name, tensor in self._open[number].items()}
 
@@ -81,7 +84,8 @@ class CachedFeatures(Dataset):
 
     @property
     def bytes_per_sample(self) -> float:
-        return sum(shard["bytes"] for shard in self.manifest["shards"]) / len(self)
+        """On disk, targets included."""
+        return float(sum(shard["bytes"] for shard in self.manifest["shards"]) / len(self))
 
     def verify(self) -> None:
         """Read everything and compare checksums; opening a cache compares sizes only.
@@ -90,84 +94,76 @@ class CachedFeatures(Dataset):
             OSError: a shard is not what was written.
         """
         for shard in self.manifest["shards"]:
-            if _sha256(self.folder / shard["file"]) != shard["sha256"]:
+            if file_digest(self.folder / shard["file"]) != shard["sha256"]:
                 raise OSError(
                     f"{self.folder / shard['file']} has changed since it was written (sha256 "
-                    "differs); "
-                    "delete the folder and call cache_features again"
+                    "differs); delete the folder and call cache_features again"
                 )
 
     def network(self, attachment: Attachment) -> "CachedNetwork":
         """What trains in the host's place.
 
         Raises:
-            ValueError: the cache is of another host, adapter or fusion, or lacks the attachment's
-            degradation.
+            ValueError: the cache is of another format, host, adapter or fusion, or lacks the
+                attachment's degradation.
         """
-        differences = _differences(self.manifest["source"], _source(attachment))
-        if differences:
+        there = {"format": self.manifest.get("format"), **self.manifest["source"]}
+        if found := differences(there, {"format": FORMAT, **_describe_source(attachment)}):
             raise ValueError(
-                f"{self.folder} is the cache of another host: {differences}; call cache_features "
-                "with "
+                f"{self.folder} is the cache of another host: {found}; call cache_features with "
                 "this one and another folder"
             )
-        if attachment.degradation is not None and self.manifest.get("degradation") != _degradation(
-            attachment
-        ):
+        degraded, here = self.manifest.get("degradation"), _name_degradation(attachment)
+        if here is not None and degraded != here:
             raise ValueError(
-                f"{self.folder} was written with degradation {self.manifest.get('degradation')}, "
-                "and the "
-                f"attachment has {_degradation(attachment)}; set it before cache_features, with "
-                "another "
-                "folder"
+                f"{self.folder} was written with degradation {degraded}, and the attachment has "
+                f"{here}; set it before cache_features, with another folder"
             )
         return CachedNetwork(attachment._plugin, self.manifest)
 
 
 class CachedNetwork(nn.Module):
-    """The fusion and its new head alone. Called with a batch of CachedFeatures, it returns what the
-    head returns.
+    """The fusion and its new head alone.
+
+    Called with a batch of `CachedFeatures`, it returns what the head returns.
     """
 
-    def __init__(self, plugin: Plugin, manifest: Mapping[str, Any]) -> None:
+    def __init__(self, plugin: Plugin, manifest: Manifest) -> None:
         super().__init__()
-        self.gmmt_fusion = (
-            plugin  # so that the parameters keep the names that they have in the host
-        )
-        self.dtypes = {name: getattr(torch, dtype) for name, dtype in manifest["dtypes"].items()}
-        self.head_inputs = manifest["head_inputs"]
+        self.gmmt_fusion = plugin  # so that parameters keep the names that they have in the host
+        self.dtypes: dict[str, torch.dtype] = {
+            name: getattr(torch, dtype) for name, dtype in manifest["dtypes"].items()
+        }
+        self.head_inputs = HeadInputs.from_json(manifest["head_inputs"])
 
-    def forward(self, batch: Mapping[str, Tensor]) -> Any:
+    def forward(self, batch: Mapping[str, Tensor]) -> Any:  # whatever the host's head returns
         plugin = self.gmmt_fusion
         maps = {name: batch[name].to(dtype) for name, dtype in self.dtypes.items()}
+        features = [maps[f"feature_{i}"] for i in range(plugin.fusion.modalities)]
         plugin.generative_loss = None
-        fused = plugin.fuse(
-            [maps[f"feature_{i}"] for i in range(plugin.fusion.modalities)], maps["fused"]
-        )
-        inputs = _rebuild(self.head_inputs, fused, maps)
-        return plugin.head(*inputs["args"], **inputs["kwargs"])
+        fused = plugin.fuse(features, maps["fused"])
+        args, kwargs = self.head_inputs.rebuild(fused, maps)
+        return plugin.head(*args, **kwargs)
 
 
 def cache_features(
     attachment: Attachment,
-    loader: Any,
-    folder: Any,
+    loader: DataLoader[Any],
+    folder: str | os.PathLike[str],
     *,
-    targets: Callable[[Any], Mapping[str, Tensor]] | None = None,
-    forward: Callable[[nn.Module, Any], Any] = run_host,
+    targets: Callable[[Batch], Mapping[str, Tensor]] | None = None,
+    forward: Callable[[nn.Module, Batch], object] = run_host,
     passes: int = 1,
     dtype: str | None = None,
     shard_size: int = 256,
     seed: int = 0,
     progress: bool = True,
 ) -> CachedFeatures:
-    """Run the frozen host over a loader and write what training needs of it, the maps and the
-    head's other inputs.
+    """Run the frozen host over a loader and write what training needs of it.
 
-    With an `Attachment.degradation` the maps are those of the degraded inputs, and the fused ones
-    of the clean.
-
-    Interrupted, and called again with the same arguments, it goes on after the last whole shard.
+    That is the maps and the head's other inputs. With an `Attachment.degradation` the features are
+    those of the degraded inputs, and the fused maps those of the clean. Interrupted, and called
+    again with the same arguments, it goes on after the last whole shard.
 
     Args:
         loader: a torch DataLoader; its augmentations are drawn from `seed`. It need not shuffle:
@@ -194,315 +190,140 @@ def cache_features(
     check_choice("dtype", dtype, tuple(DTYPES))
     batches = RepeatableLoader(loader, seed)
     folder, total = Path(folder), passes * len(batches)
-    settings = {
-        "format": 1,
-        "batches": total,
-        "passes": passes,
-        "dtype": dtype,
-        "seed": seed,
-        "shard_size": shard_size,
-        "source": _source(attachment),
-        "degradation": _degradation(attachment),
-    }
-    manifest = _read_manifest(folder) or {**settings, "shards": []}
-    differences = _differences({key: manifest.get(key) for key in settings}, settings)
-    if differences:
-        raise ValueError(
-            f"{folder} holds another cache: {differences}; give another folder, or delete this one"
-        )
-    manifest["version"] = __version__
-    folder.mkdir(parents=True, exist_ok=True)
-
-    network, training = attachment.network, attachment.network.training
-    device = next(network.parameters()).device
-    done = _batches(manifest)
+    manifest = _start_manifest(
+        folder,
+        {
+            "format": FORMAT,
+            "batches": total,
+            "passes": passes,
+            "dtype": dtype,
+            "seed": seed,
+            "shard_size": shard_size,
+            "source": _describe_source(attachment),
+            "degradation": _name_degradation(attachment),
+        },
+    )
+    done = count_batches(manifest)
+    device = next(attachment.network.parameters()).device
     rows: list[dict[str, Tensor]] = []
-    random_state = attachment.fusion.generator.get_state()
-    network.train()  # hosts do other things at inference; what is frozen stays in eval mode
-    try:
-        with (
-            torch.no_grad(),
-            tqdm(total=total, initial=done, desc="cache", disable=not progress) as bar,
-        ):
-            for number in range(done // len(batches), passes):
-                for batch in batches.epoch(number, done - number * len(batches)):
-                    batch = send_to_device(batch, device)
-                    attachment.fusion.manual_seed(
-                        seed * total + done
-                    )  # a degradation draws from it
-                    row, head_inputs = _record(
-                        attachment, functools.partial(forward, network, batch)
-                    )
-                    dtypes = {
-                        name: str(tensor.dtype).removeprefix("torch.")
-                        for name, tensor in row.items()
-                    }
-                    for key, value in (("head_inputs", head_inputs), ("dtypes", dtypes)):
-                        if _differences({key: manifest.setdefault(key, value)}, {key: value}):
-                            raise ValueError(
-                                f"batch {done} has other {key} than those before: {value}; "
-                                "expected "
-                                f"{manifest[key]}"
-                            )
-                    row = {
-                        name: x.to(DTYPES[dtype]) if x.is_floating_point() else x
-                        for name, x in row.items()
-                    }
-                    rows.append(_with_targets(row, targets(batch) if targets else {}))
-                    done += 1
-                    bar.update()
-                    if done == total or sum(len(row["fused"]) for row in rows) >= shard_size:
-                        _write_shard(folder, manifest, rows)
-                        rows = []
-    finally:
-        network.train(training)
-        attachment.fusion.generator.set_state(random_state)
+    with (
+        _run_as_in_training(attachment),
+        torch.no_grad(),
+        tqdm(total=total, initial=done, desc="cache", disable=not progress) as bar,
+    ):
+        for number, batch in enumerate(_load_from(batches, done, passes), done):
+            batch = send_to_device(batch, device)
+            attachment.fusion.manual_seed(seed * total + number)  # a degradation draws from it
+            run = functools.partial(forward, attachment.network, batch)
+            tensors, head_inputs = record_forward(attachment, run)
+            _agree(manifest, "head_inputs", head_inputs.to_json(), number)
+            _agree(manifest, "dtypes", _name_dtypes(tensors), number)
+            stored = {
+                name: x.to(DTYPES[dtype]) if x.is_floating_point() else x
+                for name, x in tensors.items()
+            }
+            rows.append(_add_targets(stored, targets(batch) if targets else {}))
+            bar.update()
+            if number + 1 == total or sum(len(row["fused"]) for row in rows) >= shard_size:
+                write_shard(folder, manifest, rows)
+                rows = []
     return CachedFeatures(folder)
 
 
-def _record(attachment: Attachment, run: Callable[[], Any]) -> tuple[dict[str, Tensor], Any]:
-    """The maps and head inputs of one forward by name, and how to call the head with them."""
-    head, calls = (
-        next(m for m in attachment.network.modules() if isinstance(m, Point) and m._gmmt_is_head),
-        [],
-    )
-    with attachment.recorded() as pairs:
-
-        def keep(_: nn.Module, args: Any, kwargs: Any) -> None:
-            if attachment._plugin.recorded is pairs:  # and not the clean pass before a degraded one
-                calls.append((args, kwargs))
-
-        hook = head.register_forward_pre_hook(keep, with_kwargs=True)
-        try:
-            run()
-            replaced = attachment._plugin.replaced
-        finally:
-            hook.remove()
-    if len(pairs) != 1 or len(calls) != 1:
+def _start_manifest(folder: Path, settings: dict[str, Any]) -> Manifest:
+    """The folder's manifest, or a new one; ValueError where it is of a cache of other settings."""
+    manifest = read_manifest(folder) or {**settings, "shards": []}
+    if found := differences({key: manifest.get(key) for key in settings}, settings):
         raise ValueError(
-            f"a forward fused {len(pairs)} maps and called the head {len(calls)} times; a cache "
-            "needs one "
-            "each (forward=… says what a training forward is)"
+            f"{folder} holds another cache: {found}; give another folder, or delete this one"
         )
-    (features, fused), (args, kwargs) = pairs[0], calls[0]
-    for given in (
-        fused,
-        cast(Tensor, replaced),
-    ):  # an adapter at the head swaps what the head was given
-        tensors = {**{f"feature_{i}": f for i, f in enumerate(features)}, "fused": fused}
-        used: list[Any] = []
-        head_inputs = _describe({"args": list(args), "kwargs": kwargs}, given, tensors, used)
-        if used:
-            break
-    else:
-        raise ValueError(
-            "no argument of the head is the fused map or a part of its channels: something of the "
-            "host "
-            "comes between them, and the head alone cannot be trained; take it into the adapter's "
-            "head"
-        )
-    return tensors, head_inputs
-
-
-def _describe(value: Any, fused: Tensor, tensors: dict[str, Tensor], used: list[Any]) -> Any:
-    """A head's argument as JSON. Tensors that are not of the fused map go into `tensors`."""
-    if isinstance(value, Tensor):
-        # several levels arrive as parts of the fused map
-        channels = value.shape[1] if value.ndim == 4 else 0
-        starts = range(0, fused.shape[1], channels) if channels else ()
-        places = [
-            [start, channels]
-            for start in starts
-            if torch.equal(value, fused[:, start : start + channels])
-        ]
-        if places:
-            used.append(next((place for place in places if place not in used), places[0]))
-            return {"fused": used[-1]}
-        if value.ndim == 0 or len(value) != len(fused):
-            raise ValueError(
-                f"the head gets a tensor of shape {tuple(value.shape)}; expected one entry a "
-                "sample, "
-                f"({len(fused)}, …), so that samples can be shuffled"
-            )
-        name = f"head_{len([name for name in tensors if name.startswith('head_')])}"
-        tensors[name] = value
-        return {"tensor": name}
-    if isinstance(value, list | tuple):
-        return {type(value).__name__: [_describe(v, fused, tensors, used) for v in value]}
-    if isinstance(value, Mapping):
-        return {"dict": {key: _describe(v, fused, tensors, used) for key, v in value.items()}}
-    if value is None or isinstance(value, bool | int | float | str):
-        return {"value": value}
-    raise ValueError(
-        f"the head gets a {type(value).__name__}; a cache holds tensors, numbers, strings, and "
-        "lists and "
-        "dicts of them"
-    )
-
-
-def _rebuild(described: Any, fused: Tensor, tensors: Mapping[str, Tensor]) -> Any:
-    """The inverse of `_describe`, with another fused map."""
-    ((kind, value),) = described.items()
-    if kind == "fused":
-        start, channels = value
-        return fused[:, start : start + channels].contiguous()
-    if kind == "tensor":
-        return tensors[value]
-    if kind == "dict":
-        return {key: _rebuild(v, fused, tensors) for key, v in value.items()}
-    if kind in ("list", "tuple"):
-        rebuilt = [_rebuild(v, fused, tensors) for v in value]
-        return tuple(rebuilt) if kind == "tuple" else rebuilt
-    return value
-
-
-def _with_targets(row: dict[str, Tensor], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    for name, target in targets.items():
-        if (
-            name in row
-            or not isinstance(target, Tensor)
-            or target.ndim == 0
-            or len(target) != len(row["fused"])
-        ):
-            expected = (
-                f"another name than {sorted(row)}"
-                if name in row
-                else f"a tensor ({len(row['fused'])}, …)"
-            )
-            raise ValueError(
-                f"target {name!r} is "
-                f"{tuple(target.shape) if isinstance(target, Tensor) else target!r}; "
-                f"expected {expected}"
-            )
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in {**row, **targets}.items()}
-
-
-def _write_shard(folder: Path, manifest: dict[str, Any], rows: list[dict[str, Tensor]]) -> None:
-    """A shard, and then the manifest that knows it: a crash between the two costs the shard, not
-    the cache.
-    """
-    from safetensors.torch import save_file
-
-    path = folder / f"shard-{len(manifest['shards']):05d}.safetensors"
-    tensors = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
-    write_atomically(path, lambda temporary: save_file(tensors, temporary))
-    manifest["shards"].append(
-        {
-            "file": path.name,
-            "samples": len(tensors["fused"]),
-            "batches": len(rows),
-            "bytes": path.stat().st_size,
-            "sha256": _sha256(path),
-        }
-    )
-    text = json.dumps(manifest, indent=1)
-    write_atomically(
-        folder / MANIFEST, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8")
-    )
-
-
-def _read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest, of which every shard is there in full length; None where there is none."""
-    path = folder / MANIFEST
-    if not path.is_file():
-        return None
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        shards = [(folder / shard["file"], shard["bytes"]) for shard in manifest["shards"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise OSError(
-            f"{path} is not the manifest of a cache ({error}); delete the folder"
-        ) from error
-    for shard, size in shards:
-        if not shard.is_file() or shard.stat().st_size != size:
-            found = f"has {shard.stat().st_size} bytes" if shard.is_file() else "is missing"
-            raise OSError(
-                f"{shard} {found}; expected {size} bytes. Delete the folder and call "
-                "cache_features again"
-            )
+    manifest["version"] = __version__
+    folder.mkdir(parents=True, exist_ok=True)
     return manifest
 
 
-def _batches(manifest: Mapping[str, Any]) -> int:
-    return sum(shard["batches"] for shard in manifest["shards"])
+@contextlib.contextmanager
+def _run_as_in_training(attachment: Attachment) -> Iterator[None]:
+    """The host in training mode inside the `with`, for hosts do other things at inference.
 
-
-def _map_shard(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)  # a memory map: nothing is read before it is used
-    except SafetensorError as error:
-        raise OSError(
-            f"{path} is not safetensors ({error}); delete the folder, call cache_features again"
-        ) from error
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _source(attachment: Attachment) -> dict[str, Any]:
-    """What the maps depend on: host and adapter. Of the fusion only its shape, so that methods
-    share a cache.
+    What is frozen stays in eval mode. Mode and random numbers come back as they were.
     """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(attachment.host_state_dict().items()):
-        if isinstance(tensor, Tensor):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(
-                tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    network, generator = attachment.network, attachment.fusion.generator
+    training, random_state = network.training, generator.get_state()
+    network.train()
+    try:
+        yield
+    finally:
+        network.train(training)
+        generator.set_state(random_state)
+
+
+def _load_from(batches: RepeatableLoader, first: int, passes: int) -> Iterator[Batch]:
+    """The batches of all passes, one pass after the other, from the one with number `first` on."""
+    done, start = divmod(first, len(batches))
+    for number in range(done, passes):
+        yield from batches.load_epoch(number, start if number == done else 0)
+
+
+def _agree(manifest: Manifest, key: str, value: dict[str, Any], number: int) -> None:
+    """Raise ValueError unless batch `number` is as those before it in what `key` names."""
+    if differences(manifest.setdefault(key, value), value):
+        raise ValueError(
+            f"batch {number} has other {key} than those before: {value}; expected {manifest[key]}"
+        )
+
+
+def _name_dtypes(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    return {name: str(x.dtype).removeprefix("torch.") for name, x in tensors.items()}
+
+
+def _add_targets(row: dict[str, Tensor], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Row and targets, on the CPU.
+
+    Raises:
+        ValueError: a target is no tensor (B, …), or has the name of a map.
+    """
+    batch = len(row["fused"])
+    for name, target in targets.items():
+        if name in row:
+            raise ValueError(
+                f"target {name!r} has the name of a map; expected another name than {sorted(row)}"
             )
+        if not isinstance(target, Tensor) or target.shape[:1] != (batch,):
+            found = tuple(target.shape) if isinstance(target, Tensor) else repr(target)
+            raise ValueError(f"target {name!r} is {found}; expected a tensor ({batch}, …)")
+    return {name: x.detach().cpu().contiguous() for name, x in {**row, **targets}.items()}
+
+
+def _describe_source(attachment: Attachment) -> dict[str, Any]:
+    """What the maps depend on, as JSON: host and adapter.
+
+    Of the fusion only its shape, so that methods share a cache.
+    """
     points = {}
     for name, module in attachment.network.named_modules():
         if isinstance(module, Point):
             adapter = getattr(module._gmmt_method, "__self__", None)
-            options = (
-                {}
-                if adapter is None
-                else {
-                    key: value
-                    for key, value in vars(adapter).items()
-                    if isinstance(value, str | int | float | list | tuple | None)
-                }
-            )
+            options = {
+                key: value
+                for key, value in getattr(adapter, "__dict__", {}).items()
+                if isinstance(value, str | int | float | list | tuple | None)
+            }
             points[name] = {"adapter": type(adapter).__name__, "options": options}
-    source = {
+    source: dict[str, Any] = {
         "host": type(attachment.network).__name__,
-        "host_weights": digest.hexdigest(),
+        "host_weights": weights_digest(attachment.host_state_dict()),
         "adapter": points,
         "channels": attachment.fusion.channels,
         "modalities": attachment.fusion.modalities,
     }
-    return json.loads(json.dumps(source))  # as it is read back: tuples are lists
+    as_read_back: dict[str, Any] = json.loads(json.dumps(source))  # tuples are lists
+    return as_read_back
 
 
-def _degradation(attachment: Attachment) -> str | None:
+def _name_degradation(attachment: Attachment) -> str | None:
     """What tells a degradation from another: its repr, or the name of a function."""
     degradation = attachment.degradation
-    name = f"{getattr(degradation, '__module__', '')}.{getattr(degradation, '__qualname__', '')}"
-    return (
-        None
-        if degradation is None
-        else name
-        if hasattr(degradation, "__qualname__")
-        else repr(degradation)
-    )
-
-
-def _differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> str:
-    """What differs as "name there, here here", in words; "" where nothing does."""
-    found = []
-    for key in [*there, *(key for key in here if key not in there)]:
-        one, other = there.get(key), here.get(key)
-        if isinstance(one, dict) and isinstance(other, dict):
-            found += [text for text in [_differences(one, other, f"{prefix}{key}.")] if text]
-        elif one != other:
-            short = [str(v)[:12] if key == "host_weights" else repr(v) for v in (one, other)]
-            found.append(f"{prefix}{key} is {short[0]} there and {short[1]} here")
-    return "; ".join(found)
+    if degradation is None or not hasattr(degradation, "__qualname__"):
+        return None if degradation is None else repr(degradation)
+    return f"{degradation.__module__}.{degradation.__qualname__}"

@@ -1,62 +1,52 @@
-"""Fine-tuning the fusion and its new head, with everything that a long training on any machine
-needs.
-"""
+"""Fine-tuning the fusion and its new head in the library's own loop, on any machine."""
 
 import contextlib
+import inspect
 import itertools
-import json
 import math
-import shutil
+import os
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
-from torch.utils.data import Subset
+from torch.utils.data import DataLoader, Subset
 
 from ..attaching.attachment import Attachment
-from ..checks import check_share, check_terms, check_whole_number
-from ..files import remove_folder_atomically, write_atomically, write_folder_atomically
-from ..model import checkpoint
-from ..model.fusion import GenerativeFusion
+from ..checks import check_terms, check_whole_number
 from .feature_cache import CachedFeatures
-from .recipes import Recipe, adamw_optimizer, paper_optimizer
-from .repeatable import RepeatableLoader, random_state, set_random_state
+from .repeatable import Batch, RepeatableLoader
+from .run_state import Learner, RunState
+from .settings import FineTuningSettings
 
-__all__ = ["adamw_optimizer", "fine_tune", "paper_optimizer"]
+if TYPE_CHECKING:  # takes a second to import
+    from accelerate import Accelerator
+
+TrackingLoss = Callable[[nn.Module, Batch], Tensor | Mapping[str, Tensor]]
+"""(network, batch) -> Loss_track, or its terms by name."""
 
 
 def fine_tune(
     attachment: Attachment,
-    loader: Any,
-    tracking_loss: Callable[[nn.Module, Any], Tensor | Mapping[str, Tensor]],
-    folder: Any,
+    loader: DataLoader[Any],
+    tracking_loss: TrackingLoss,
+    folder: str | os.PathLike[str],
     *,
-    epochs: int = 100,
-    generative_weight: float = 5.0,
-    optimizer: Recipe = adamw_optimizer,
-    max_gradient_norm: float | None = 1.0,
-    accumulation: int = 1,
-    mixed_precision: str | None = None,
-    ema_decay: float | None = None,
     validate: Callable[[Attachment], float] | None = None,
     save_every: int | None = None,
     keep: int = 3,
-    seed: int = 0,
     tensorboard: bool = False,
     progress: bool = True,
+    **settings: Any,  # the fields of FineTuningSettings, which checks them
 ) -> dict[str, float]:
-    """Train the fusion and its new head with Loss = Loss_track + λ · Loss_gen (Eq. 5); the host
-    stays as it is.
+    """Train the fusion and its new head with Loss = Loss_track + λ · Loss_gen (Eq. 5).
 
-    Killed, and started again with the same folder, it goes on from the last checkpoint; on one
-    process, to the same bits. The folder gets `checkpoints/step-*`, `log.jsonl`, the `best` weights
-    where there is a `validate`, and the
-    `final` ones: each of these folders can be given to `attach`.
+    The host stays as it is. Killed, and started again with the same folder, the run goes on from
+    its last checkpoint; on one process, to the same bits. The folder gets `checkpoints/step-*`,
+    `log.jsonl`, the `best` weights where there is a `validate`, and the `final` ones: each of these
+    folders can be given to `attach`.
 
     On several devices the script is the same, started as `accelerate launch --multi_gpu
     --num_processes 2 script.py`, which also starts several processes on CPUs, or with torchrun. On
@@ -66,27 +56,18 @@ def fine_tune(
 
     Args:
         loader: a torch DataLoader, of the host's inputs or over a `CachedFeatures`. Its batches are
-            shared out over the processes, its order and augmentations drawn from `seed`.
+            dealt out to the processes, its order and augmentations drawn from `seed`.
         tracking_loss: called with the network, which it calls once, and a batch on its device.
             Returns Loss_track, or its terms by name, which are summed and logged. From a cache, the
             network returns what the head returns.
-        epochs: in all; a finished run goes on if it is started again with more.
-        generative_weight: λ.
-        optimizer: `adamw_optimizer`, `paper_optimizer`, or a function of your own (parameters,
-            epochs, steps_per_epoch) to (optimizer, scheduler). It is called once more for the
-            discriminator of a CGAN.
-        max_gradient_norm: gradients are clipped to it; None does not clip.
-        accumulation: batches a step.
-        mixed_precision: "no", "fp16" or "bf16"; default what `accelerate launch` or `accelerate
-            config` says.
-        ema_decay: of a moving average of the weights, 0.999 say: those are validated, and left in
-            the end.
         validate: called with the attachment in eval mode after every epoch, on the main process;
             more is better.
-        save_every: steps between checkpoints; there is one after every epoch anyway. The last
-            `keep` are kept.
-        seed: of everything random; Python's, NumPy's and PyTorch's own generators are set to it.
+        save_every: steps between checkpoints; there is one after every epoch anyway.
+        keep: checkpoints, the last ones.
         tensorboard: log there too, below the folder.
+        progress: show a bar.
+        settings: epochs, generative_weight, recipe and whatever else changes the result: see
+            `FineTuningSettings`.
 
     Returns:
         The last step's losses, gradient norm and learning rate, and, with `validate`, `validation`
@@ -94,409 +75,307 @@ def fine_tune(
 
     Raises:
         ValueError, TypeError: something does not fit, named before anything is computed.
+        ImportError: `tensorboard=True`, and it is not installed.
         FloatingPointError: a loss or gradient is not finite; names step, terms and last checkpoint,
-        and writes nothing.
+            and writes nothing.
     """
     if not isinstance(attachment, Attachment) or not attachment.attached:
         raise ValueError("the attachment is detached; attach the fusion again, and train that")
-    for name, number in (
-        ("epochs", epochs),
-        ("accumulation", accumulation),
-        ("keep", keep),
-        ("save_every", 1 if save_every is None else save_every),
-    ):
-        check_whole_number(name, number)
-    if not 0 <= generative_weight < math.inf:
-        raise ValueError(
-            f"generative_weight={generative_weight} is out of range; expected λ of at least 0"
+    chosen = FineTuningSettings(**settings)
+    check_whole_number("keep", keep)
+    if save_every is not None:
+        check_whole_number("save_every", save_every)
+    folder = Path(folder)
+    with _accelerator(chosen.mixed_precision, folder, tensorboard) as accelerator:
+        batches = RepeatableLoader(
+            loader, chosen.seed, accelerator.process_index, accelerator.num_processes
         )
-    if max_gradient_norm is not None and not max_gradient_norm > 0:
-        raise ValueError(
-            f"max_gradient_norm={max_gradient_norm} is out of range; expected above 0, or None"
-        )
-    check_share("ema_decay", ema_decay or 0)
-    from accelerate.state import AcceleratorState, is_initialized
+        network = _choose_network(attachment, loader)
+        with _put_in_training(attachment, accelerator.device):
+            state = _build_state(accelerator, attachment, batches, folder, keep, chosen)
+            loop = _Loop(state, batches, accelerator.prepare_model(network), tracking_loss, chosen)
+            state.resume()
+            return loop.run(validate, save_every, progress)
 
+
+def _show_settings(function: Callable[..., Any]) -> None:
+    """Let help() and inspect show the settings among the function's own arguments."""
+    signature = inspect.signature(function)
+    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    settings = inspect.signature(FineTuningSettings).parameters.values()
+    shown = [*own, *(p.replace(kind=p.KEYWORD_ONLY) for p in settings)]
+    # inspect reads this attribute of any function; types do not know it
+    cast(Any, function).__signature__ = signature.replace(parameters=shown)
+
+
+_show_settings(fine_tune)
+
+
+@contextlib.contextmanager
+def _accelerator(
+    mixed_precision: str | None, folder: Path, tensorboard: bool
+) -> "Iterator[Accelerator]":
+    """Devices, processes and precision of this run alone: the next may have another precision."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, is_initialized
+    from accelerate.utils import (
+        DistributedDataParallelKwargs,
+        InitProcessGroupKwargs,
+        is_tensorboard_available,
+    )
+
+    if tensorboard and not is_tensorboard_available():
+        raise ImportError("tensorboard=True needs tensorboard; pip install tensorboard")
+    # a head may leave parameters unused, and a discriminator has a turn of its own
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    # the others wait while the first one validates
+    patience = InitProcessGroupKwargs(timeout=timedelta(days=1))
     users = is_initialized()
     try:
-        run = _Run(
-            attachment, loader, Path(folder), mixed_precision, accumulation, keep, seed, tensorboard
-        )
-        with run.started(optimizer, epochs, ema_decay):
-            return run.train(
-                epochs,
-                tracking_loss,
-                generative_weight,
-                max_gradient_norm or math.inf,
-                validate,
-                save_every or run.steps_per_epoch,
-                progress,
-            )
-    finally:
-        if not users:  # the next training may have another mixed_precision
-            AcceleratorState._reset_state()
-
-
-class _Run:
-    """A training under way: everything that a checkpoint holds."""
-
-    def __init__(
-        self,
-        attachment: Attachment,
-        loader: Any,
-        folder: Path,
-        mixed_precision: str | None,
-        accumulation: int,
-        keep: int,
-        seed: int,
-        tensorboard: bool,
-    ) -> None:
-        from accelerate import Accelerator
-        from accelerate.utils import (
-            DistributedDataParallelKwargs,
-            InitProcessGroupKwargs,
-            is_tensorboard_available,
-        )
-
-        if tensorboard and not is_tensorboard_available():
-            raise ImportError("tensorboard=True needs tensorboard; pip install tensorboard")
-        # a head may leave parameters unused, and a discriminator has a turn of its own
-        unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-        patience = InitProcessGroupKwargs(
-            timeout=timedelta(days=1)
-        )  # the others wait while the first one validates
-        # where there are processes and no device, accelerate would look for one all the same
-        self.accelerator = Accelerator(
+        yield Accelerator(
+            # where there are processes and no device, accelerate would look for one all the same
             cpu=not getattr(torch, "accelerator", torch.cuda).is_available(),
             mixed_precision=mixed_precision,
             kwargs_handlers=[unused, patience],
             project_dir=folder,
             log_with="tensorboard" if tensorboard else None,
         )
-        self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
-        self.process = self.accelerator.process_index
-        self.loader = RepeatableLoader(loader, seed, self.process, self.accelerator.num_processes)
-        self.accumulation, self.steps_per_epoch = accumulation, -(-len(self.loader) // accumulation)
-        self.attachment, self.folder, self.keep, self.seed = attachment, folder, keep, seed
-        dataset = loader.dataset
-        while isinstance(dataset, Subset):
-            dataset = dataset.dataset
-        self.network = (
-            dataset.network(attachment)
-            if isinstance(dataset, CachedFeatures)
-            else attachment.network
-        )
-        self.parameters = list(attachment.parameters())
-        self.discriminator = list(
-            getattr(attachment.fusion, "discriminator", nn.Module()).parameters()
-        )
-        self.step, self.best = 0, -math.inf
-        self.record: dict[str, float] = {}
+    finally:
+        if not users:
+            AcceleratorState._reset_state()
 
-    @contextlib.contextmanager
-    def started(self, recipe: Recipe, epochs: int, ema_decay: float | None) -> Iterator[None]:
-        """Network, optimisers and random numbers as they go on; in the end the network is as it
-        was.
-        """
-        from accelerate.utils import set_seed
 
-        network, training = self.attachment.network, self.attachment.network.training
-        device = next(network.parameters()).device
-        patches = {"forward", "_original_forward", "_is_accelerate_prepared"} - vars(
-            network
-        ).keys()  # accelerate's
-        plugin = self.attachment._plugin
-        total_weight, plugin.total_weight = plugin.total_weight, None  # λ is applied here, once
-        try:
-            network.to(self.device).train()
-            set_seed(self.seed + self.process)
-            self.attachment.fusion.manual_seed(
-                self.seed + self.process
-            )  # other noise on every process
-            built = [
-                recipe(p, epochs, self.steps_per_epoch)
-                for p in (self.parameters, self.discriminator)
-                if p
-            ]
-            self.optimizers = [
-                self.accelerator.prepare_optimizer(optimizer) for optimizer, _ in built
-            ]
-            self.schedulers = [scheduler for _, scheduler in built]
-            self.ema: Any = None
-            if ema_decay is not None:
-                from diffusers.training_utils import EMAModel
+@contextlib.contextmanager
+def _put_in_training(attachment: Attachment, device: torch.device) -> Iterator[None]:
+    """The network in training mode on a device inside the `with`; then where and as it was."""
+    network, plugin = attachment.network, attachment._plugin
+    training, before = network.training, next(network.parameters()).device
+    patches = {"forward", "_original_forward", "_is_accelerate_prepared"}  # accelerate's
+    patches -= vars(network).keys()
+    total_weight, plugin.total_weight = plugin.total_weight, None  # λ is applied here, once
+    try:
+        network.to(device).train()
+        yield
+    finally:
+        for name in patches & vars(network).keys():
+            delattr(network, name)
+        plugin.total_weight = total_weight
+        network.to(before).train(training)
 
-                self.ema = EMAModel(self.parameters, decay=ema_decay)
-            self.wrapped = self.accelerator.prepare_model(self.network)
-            self.resume()
-            yield
-        finally:
-            for name in patches & vars(network).keys():
-                delattr(network, name)
-            plugin.total_weight = total_weight
-            network.to(device).train(training)
 
-    def train(
+def _choose_network(attachment: Attachment, loader: DataLoader[Any]) -> nn.Module:
+    """The host, or over a cache the fusion and its head alone."""
+    dataset = loader.dataset
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    if isinstance(dataset, CachedFeatures):
+        return dataset.network(attachment)
+    return attachment.network
+
+
+def _build_state(
+    accelerator: "Accelerator",
+    attachment: Attachment,
+    batches: RepeatableLoader,
+    folder: Path,
+    keep: int,
+    settings: FineTuningSettings,
+) -> RunState:
+    """The state of a run that has not begun, its random numbers included."""
+    from accelerate.utils import set_seed
+
+    seed = settings.seed + accelerator.process_index  # other noise on every process
+    set_seed(seed)
+    attachment.fusion.manual_seed(seed)
+    parameters = {"fusion": list(attachment.parameters())}
+    discriminator = getattr(attachment.fusion, "discriminator", None)
+    if discriminator is not None:
+        parameters["discriminator"] = list(discriminator.parameters())
+    learners, steps_per_epoch = {}, _count_steps(batches, settings)
+    for name, own in parameters.items():
+        optimizer, schedule = settings.recipe(own, settings.epochs, steps_per_epoch)
+        learners[name] = Learner(own, accelerator.prepare_optimizer(optimizer), schedule)
+    average = None
+    if settings.ema_decay is not None:
+        from diffusers.training_utils import EMAModel
+
+        average = EMAModel(parameters["fusion"], decay=settings.ema_decay)
+    setting = {
+        "seed": settings.seed,
+        "batches": batches.batches,
+        "accumulation": settings.accumulation,
+        "processes": accelerator.num_processes,
+    }
+    return RunState(accelerator, attachment, folder, keep, setting, learners, average)
+
+
+def _count_steps(batches: RepeatableLoader, settings: FineTuningSettings) -> int:
+    """Steps of an epoch."""
+    return -(-len(batches) // settings.accumulation)
+
+
+class _Loop:
+    """Epochs and steps of a run.
+
+    network: what `tracking_loss` gets, wrapped by accelerate.
+    """
+
+    def __init__(
         self,
-        epochs: int,
-        tracking_loss: Callable,
-        weight: float,
-        max_norm: float,
-        validate: Callable | None,
-        save_every: int,
+        state: RunState,
+        batches: RepeatableLoader,
+        network: nn.Module,
+        tracking_loss: TrackingLoss,
+        settings: FineTuningSettings,
+    ) -> None:
+        self.state, self.batches, self.network = state, batches, network
+        self.tracking_loss, self.settings = tracking_loss, settings
+        self.accelerator, self.attachment = state.accelerator, state.attachment
+        self.fusion = state.learners["fusion"]
+        self.discriminator = state.learners.get("discriminator")
+
+    def run(
+        self,
+        validate: Callable[[Attachment], float] | None,
+        save_every: int | None,
         progress: bool,
     ) -> dict[str, float]:
+        """All steps that are left; returns the last values of everything that was logged."""
         from accelerate.utils import tqdm
 
-        total = epochs * self.steps_per_epoch
-        with tqdm(total=total, initial=self.step, desc="fine-tune", disable=not progress) as bar:
-            while self.step < total:
-                epoch, first = divmod(self.step, self.steps_per_epoch)
-                batches = self.loader.epoch(epoch, first * self.accumulation)
-                while group := list(itertools.islice(batches, self.accumulation)):
-                    values = self.train_step(group, tracking_loss, weight, max_norm)
-                    self.step += 1
-                    self.log({"epoch": epoch, **values})
+        state, per_epoch = self.state, _count_steps(self.batches, self.settings)
+        total = self.settings.epochs * per_epoch
+        with tqdm(total=total, initial=state.step, desc="fine-tune", disable=not progress) as bar:
+            while state.step < total:
+                epoch, first = divmod(state.step, per_epoch)
+                for group in self._group_batches(epoch, first):
+                    values = self.train_step(group)
+                    state.step += 1
+                    state.log({"epoch": epoch, **values})
                     bar.update()
-                    bar.set_postfix(
-                        {name: f"{value:.3g}" for name, value in values.items() if "loss" in name}
-                    )
-                    if self.step % save_every == 0 and self.step % self.steps_per_epoch:
-                        self.save()
+                    bar.set_postfix({k: f"{v:.3g}" for k, v in values.items() if "loss" in k})
+                    if save_every and state.step % save_every == 0 and state.step % per_epoch:
+                        state.save()
                 if validate is not None:
                     self.validate(validate)
-                self.save()
-        if self.ema is not None:
-            self.ema.copy_to(self.parameters)
-        if self.main:
-            self.attachment.save_pretrained(self.folder / "final")
+                state.save()
+        if state.average is not None:
+            state.average.copy_to(self.fusion.parameters)
+        if self.accelerator.is_main_process:
+            self.attachment.save_pretrained(state.folder / "final")
         for tracker in self.accelerator.trackers:
             tracker.finish()
         self.accelerator.wait_for_everyone()
-        return self.record
+        return state.record
 
-    def train_step(
-        self, batches: list[Any], tracking_loss: Callable, weight: float, max_norm: float
-    ) -> dict[str, float]:
+    def _group_batches(self, epoch: int, first: int) -> Iterator[list[Batch]]:
+        """The batches of each step of an epoch, from step `first` on."""
+        accumulation = self.settings.accumulation
+        batches = self.batches.load_epoch(epoch, first * accumulation)
+        while group := list(itertools.islice(batches, accumulation)):
+            yield group
+
+    def train_step(self, batches: list[Batch]) -> dict[str, float]:
         """One step of the optimisers. The losses are means over batches and processes."""
-        from accelerate.utils import send_to_device
-
-        optimizer, maps = self.optimizers[0], []
+        optimizer, maps = self.fusion.optimizer, []
         sums: dict[str, Tensor] = {}
         optimizer.zero_grad()
         for number, batch in enumerate(batches, 1):
-            batch = send_to_device(batch, self.device, non_blocking=True)
             # processes share their gradients once a step
-            with (
-                contextlib.nullcontext()
-                if number == len(batches)
-                else self.accelerator.no_sync(self.wrapped)
-            ):
-                terms = check_terms(tracking_loss(self.wrapped, batch))
-                generative = self.attachment.generative_loss
-                if generative is None:
-                    raise ValueError(
-                        "tracking_loss has not called the network that it got; Loss_gen is of its "
-                        "forward"
-                    )
-                loss = sum(terms.values()) + weight * generative
-                self.accelerator.backward(loss / len(batches))
-            for name, value in {"loss": loss, **terms, "generative_loss": generative}.items():
-                sums[name] = sums.get(name, 0) + value.detach().float() / len(batches)
-            maps.append(self.attachment._plugin.last_maps)
-        values = self.means(sums)
-        values["gradient_norm"] = float(self.accelerator.clip_grad_norm_(self.parameters, max_norm))
+            last = number == len(batches)
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.network):
+                losses = self.compute_losses(batch)
+                self.accelerator.backward(losses["loss"] / len(batches))
+            for name, value in losses.items():
+                part = value.detach().float() / len(batches)
+                sums[name] = sums[name] + part if name in sums else part
+            if self.discriminator is not None:
+                maps.append(self.attachment._plugin.last_maps)
+        values = self.reduce_to_means(sums)
+        norm = self.settings.max_gradient_norm or math.inf
+        values["gradient_norm"] = float(
+            self.accelerator.clip_grad_norm_(self.fusion.parameters, norm)
+        )
         if self.accelerator.scaler is None:  # which skips such steps, and lowers its scale
             self.check_finite(values)
         values["learning_rate"] = float(optimizer.param_groups[0]["lr"])
         optimizer.step()
-        if self.discriminator:
-            values.update(self.discriminator_step(maps))
+        if self.discriminator is not None:
+            values.update(self.train_discriminator(self.discriminator, maps))
         if not optimizer.step_was_skipped:
-            for scheduler in self.schedulers:
-                scheduler.step()
-            if self.ema is not None:
-                self.ema.step(self.parameters)
+            for learner in self.state.learners.values():
+                learner.schedule.step()
+            if self.state.average is not None:
+                self.state.average.step(self.fusion.parameters)
         return values
 
-    def discriminator_step(self, maps: list[Any]) -> dict[str, float]:
-        """The discriminator's turn on the maps of this step's forwards."""
-        optimizer, total = self.optimizers[1], torch.zeros((), device=self.device)
-        optimizer.zero_grad()
+    def compute_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The losses of a batch by name: "loss", the terms of Loss_track and "generative_loss"."""
+        from accelerate.utils import send_to_device
+
+        batch = send_to_device(batch, self.accelerator.device, non_blocking=True)
+        terms = check_terms(self.tracking_loss(self.network, batch))
+        generative = self.attachment.generative_loss
+        if generative is None:
+            raise ValueError(
+                "tracking_loss has not called the network that it got; Loss_gen is of its forward"
+            )
+        loss = sum(terms.values()) + self.settings.generative_weight * generative
+        return {"loss": loss, **terms, "generative_loss": generative}
+
+    def train_discriminator(self, learner: Learner, maps: list[Any]) -> dict[str, float]:
+        """The discriminator's turn, on the (features, fused) of this step's forwards."""
+        total = torch.zeros((), device=self.accelerator.device)
+        learner.optimizer.zero_grad()
         for features, fused in maps:
             with self.accelerator.autocast():
                 loss = self.attachment.fusion.discriminator_loss(features, fused) / len(maps)
             self.accelerator.backward(loss)
             total += loss.detach()
-        values = self.means({"discriminator_loss": total})
-        for parameter in (
-            self.discriminator
-        ):  # shared by hand: the wrapped forward knows nothing of this backward
+        values = self.reduce_to_means({"discriminator_loss": total})
+        # shared by hand: the wrapped forward knows nothing of this backward
+        for parameter in learner.parameters:
             parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
-        optimizer.step()
+        learner.optimizer.step()
         return values
 
-    def means(self, values: Mapping[str, Tensor]) -> dict[str, float]:
-        """Over the processes, so that all of them stop where one is not finite."""
+    def reduce_to_means(self, values: Mapping[str, Tensor]) -> dict[str, float]:
+        """Means over the processes, so that all of them stop where one is not finite."""
         means = self.accelerator.reduce(torch.stack(list(values.values())), "mean").tolist()
         self.check_finite(named := dict(zip(values, means, strict=True)))
         return named
 
     def check_finite(self, values: Mapping[str, float]) -> None:
+        """Raise FloatingPointError, which names step, values and checkpoint, unless all are."""
         if not all(map(math.isfinite, values.values())):
             named = ", ".join(f"{name} {value:g}" for name, value in values.items())
-            last = next(iter(self.checkpoints[::-1]), "none yet")
+            last = next(iter(self.state.checkpoints[::-1]), "none yet")
             raise FloatingPointError(
-                f"step {self.step + 1} is not finite: {named}. Nothing was written; the last good "
-                f"checkpoint is {last}. Look at its batch, or lower the learning rate"
+                f"step {self.state.step + 1} is not finite: {named}. Nothing was written; the last "
+                f"good checkpoint is {last}. Look at its batch, or lower the learning rate"
             )
 
     def validate(self, validate: Callable[[Attachment], float]) -> None:
+        """Log the validation, and keep the best weights; of the moving average where there is one.
+
+        The main process validates, and the others wait.
+        """
         from accelerate.utils import broadcast_object_list
 
-        if self.ema is not None:
-            self.ema.store(self.parameters)
-            self.ema.copy_to(self.parameters)
+        state = self.state
+        if state.average is not None:
+            state.average.store(self.fusion.parameters)
+            state.average.copy_to(self.fusion.parameters)
         self.attachment.network.eval()
         value = [0.0]
-        if self.main:
+        if self.accelerator.is_main_process:
             with torch.no_grad():
                 value = [float(validate(self.attachment))]
-            if value[0] > self.best:
-                self.attachment.save_pretrained(self.folder / "best")
+            if value[0] > state.best:
+                self.attachment.save_pretrained(state.folder / "best")
         value = broadcast_object_list(value)
-        self.best = max(self.best, value[0])
-        if self.ema is not None:
-            self.ema.restore(self.parameters)
+        state.best = max(state.best, value[0])
+        if state.average is not None:
+            state.average.restore(self.fusion.parameters)
         self.attachment.network.train()
-        self.log({"validation": value[0], "best": self.best})
-
-    def log(self, values: Mapping[str, float]) -> None:
-        self.record = {**self.record, "step": self.step, **values}
-        self.accelerator.log(dict(values), step=self.step)
-        if self.main:
-            with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": self.step, **values}) + "\n")
-
-    @property
-    def checkpoints(self) -> list[Path]:
-        return sorted((self.folder / "checkpoints").glob("step-*"))
-
-    @property
-    def parts(self) -> dict[str, Any]:
-        """What has a state_dict of its own beside the weights."""
-        parts = {"ema": self.ema, "scaler": self.accelerator.scaler}
-        for i, (optimizer, scheduler) in enumerate(
-            zip(self.optimizers, self.schedulers, strict=True)
-        ):
-            parts.update({f"optimizer_{i}": optimizer, f"scheduler_{i}": scheduler})
-        return {name: part for name, part in parts.items() if part is not None}
-
-    @property
-    def setting(self) -> dict[str, int]:
-        """Where a step is in the loader depends on these."""
-        return {
-            "seed": self.seed,
-            "batches": self.loader.batches,
-            "accumulation": self.accumulation,
-            "processes": self.accelerator.num_processes,
-        }
-
-    def save(self) -> None:
-        from accelerate.utils import gather_object
-
-        random_states = gather_object([random_state(self.device, self.attachment.fusion.generator)])
-        if self.main:
-            state = {
-                "step": self.step,
-                "best": None if self.best == -math.inf else self.best,
-                "record": self.record,
-                **self.setting,
-                "random_states": random_states,
-            }
-
-            def write(path: Path) -> None:
-                self.attachment.save_pretrained(path)
-                # a schedule of NumPy's numbers must not make a checkpoint that cannot be read back
-                states = tree_map(
-                    lambda x: x.item() if isinstance(x, np.generic) else x,
-                    {name: part.state_dict() for name, part in self.parts.items()},
-                )
-                torch.save(states, path / "optimizer.pt")
-                (path / "state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
-
-            write_folder_atomically(self.folder / "checkpoints" / f"step-{self.step:08d}", write)
-            for old in self.checkpoints[: -self.keep]:
-                remove_folder_atomically(old)
-        self.accelerator.wait_for_everyone()
-
-    def resume(self) -> None:
-        if self.main:
-            (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-            for left in (self.folder / "checkpoints").glob(
-                ".step-*"
-            ):  # by a process that was killed
-                shutil.rmtree(left)
-        self.accelerator.wait_for_everyone()
-        self.accelerator.init_trackers("tensorboard")
-        if self.checkpoints:
-            self.load(self.checkpoints[-1])
-        if self.main and (path := self.folder / "log.jsonl").is_file():
-            lines = [
-                line
-                for line in path.read_text(encoding="utf-8").splitlines()
-                if _step(line) <= self.step
-            ]
-            write_atomically(
-                path, lambda temporary: temporary.write_text("".join(f"{line}\n" for line in lines))
-            )
-
-    def load(self, path: Path) -> None:
-        """Everything from a checkpoint.
-
-        Raises:
-            ValueError, OSError: it is of another fusion or training, or damaged.
-        """
-        config, weights = checkpoint.load(path, GenerativeFusion)
-        if other := _other(
-            config, json.loads(json.dumps(self.attachment.fusion.config, default=checkpoint.plain))
-        ):
-            raise ValueError(
-                f"{path} is of another fusion, with {other}; give another folder, or that fusion"
-            )
-        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        if other := _other(state, self.setting):
-            raise ValueError(
-                f"{path} is of another training, with {other}; give another folder, or train as "
-                "before"
-            )
-        saved = torch.load(path / "optimizer.pt", weights_only=True, map_location=self.device)
-        if saved.keys() != self.parts.keys():
-            raise ValueError(
-                f"{path} has the states of {', '.join(saved)}; expected {', '.join(self.parts)}. "
-                "Give "
-                "another folder, or ema_decay and mixed_precision as before"
-            )
-        checkpoint.load_state(self.attachment.fusion, weights, path)
-        for name, part in self.parts.items():
-            part.load_state_dict(saved[name])
-        self.step, self.record = state["step"], state["record"]
-        self.best = -math.inf if state["best"] is None else state["best"]
-        set_random_state(
-            state["random_states"][self.process], self.device, self.attachment.fusion.generator
-        )
-
-
-def _other(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    return ", ".join(
-        f"{key}={there.get(key)!r}, not {here[key]!r}"
-        for key in here
-        if there.get(key) != here[key]
-    )
-
-
-def _step(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):
-        return math.inf  # cut off when the process was killed
+        state.log({"validation": value[0], "best": state.best})

@@ -1,6 +1,5 @@
 """Fine-tuning inside a host's own training script."""
 
-import math
 from typing import Any
 
 import torch
@@ -10,18 +9,18 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ..attaching.attachment import Attachment
 from .recipes import Recipe, paper_optimizer
+from .settings import check_generative_weight, check_recipe
 
 
 def train_in_host(
     attachment: Attachment,
     epochs: int,
-    actor: Any = None,
+    actor: Any = None,  # of the host's own class
     *,
     generative_weight: float = 5.0,
     recipe: Recipe = paper_optimizer,
 ) -> tuple[Optimizer, LRScheduler]:
-    """Make a host's training loop train the fusion and its new head with Loss_track + λ · Loss_gen
-    (Eq. 5).
+    """Make a host's loop train the fusion and its new head with Loss_track + λ · Loss_gen (Eq. 5).
 
     The optimiser and the schedule that it returns take the place of the host's. λ · Loss_gen is
     added where the host sums its losses, and Loss_gen is logged there: in what
@@ -33,58 +32,57 @@ def train_in_host(
         epochs: as many as the host will train; the schedule is stepped once an epoch.
         actor: the object whose `compute_losses(out, …)` gets what the network returned (the OSTrack
             family's); without one the network itself returns its losses (siamban).
-        generative_weight: λ.
+        generative_weight: λ, at least 0.
         recipe: the optimiser and its schedule, as for `fine_tune`.
+
+    Returns:
+        (optimizer, schedule).
 
     Raises:
         ValueError: λ is out of range, the attachment is detached, or the actor has no
-        `compute_losses`.
+            `compute_losses`.
+        TypeError: the recipe cannot be called.
     """
     if not attachment.attached:
         raise ValueError(
             "the attachment is detached; attach the fusion again, before the host's optimiser is "
             "built"
         )
-    if not 0 <= generative_weight < math.inf:
-        raise ValueError(
-            f"generative_weight={generative_weight} is out of range; expected λ of at least 0"
-        )
+    check_generative_weight(generative_weight)
+    check_recipe(recipe)
     if actor is not None and not callable(getattr(actor, "compute_losses", None)):
         raise ValueError(
             f"the actor is a {type(actor).__name__} without compute_losses; expected the host's "
-            "actor, or "
-            "none where the network returns its losses"
+            "actor, or none where the network returns its losses"
         )
     attachment._plugin.total_weight = generative_weight if actor is None else None
     if actor is not None:
         # not over an earlier one of ours, with which Loss_gen would count twice
         own = getattr(actor.compute_losses, "own", actor.compute_losses)
         actor.compute_losses = _Losses(own, generative_weight)
-    if _processes() > 1:  # other noise in every process
+    if _count_processes() > 1:  # other noise in every process
         generator = attachment.fusion.generator
         attachment.fusion.manual_seed((generator.initial_seed() + distributed.get_rank()) % 2**63)
-    optimizer, scheduler = recipe(list(attachment.parameters()), epochs, 1)
-    if hasattr(attachment.fusion, "discriminator"):
-        turn = _Turn(
-            attachment, recipe(list(attachment.fusion.discriminator.parameters()), epochs, 1)[0]
-        )
+    optimizer, schedule = recipe(list(attachment.parameters()), epochs, 1)
+    discriminator = getattr(attachment.fusion, "discriminator", None)
+    if discriminator is not None:
+        turn = _Turn(attachment, recipe(list(discriminator.parameters()), epochs, 1)[0])
         optimizer.register_step_post_hook(turn)
         optimizer.register_state_dict_post_hook(turn.save)
         optimizer.register_load_state_dict_pre_hook(turn.load)
-    return optimizer, scheduler
+    return optimizer, schedule
 
 
-def _processes() -> int:
-    return (
-        distributed.get_world_size()
-        if distributed.is_available() and distributed.is_initialized()
-        else 1
-    )
+def _count_processes() -> int:
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_world_size()
+    return 1
 
 
 class _Losses:
-    """An actor's `compute_losses`, with the generative loss of the same forward; there is none in
-    validation.
+    """An actor's `compute_losses`, with the generative loss of the same forward.
+
+    There is none in validation.
     """
 
     def __init__(self, own: Any, weight: float) -> None:
@@ -97,8 +95,7 @@ class _Losses:
             if torch.is_grad_enabled():  # a validation has them off
                 raise ValueError(
                     "the network generated in eval mode where gradients are on; call "
-                    "network.train() "
-                    "before a training step, or torch.no_grad() around a validation"
+                    "network.train() before a training step, or torch.no_grad() around a validation"
                 )
             return result
         loss, *status = result if isinstance(result, tuple) else (result,)
@@ -110,18 +107,19 @@ class _Losses:
 
 
 class _Turn:
-    """The discriminator's turn after each step of the generator's optimiser."""
+    """The discriminator's turn after each step of the fusion's optimiser."""
 
     def __init__(self, attachment: Attachment, optimizer: Optimizer) -> None:
         self.attachment, self.optimizer = attachment, optimizer
         self.parameters: list[Tensor] = [
             p for group in optimizer.param_groups for p in group["params"]
         ]
-        self.rest()
+        self.clear_gradients()
 
-    def rest(self) -> None:
-        """Gradients that do not count when hosts clip all of them; zeros, as siamban shares those
-        of all parameters.
+    def clear_gradients(self) -> None:
+        """Leave gradients that do not count when hosts clip all of them.
+
+        Zeros and not None, as siamban shares those of all parameters among its processes.
         """
         for parameter in self.parameters:
             parameter.grad = torch.zeros_like(parameter)
@@ -130,13 +128,13 @@ class _Turn:
         # by autograd.grad, as DDP would take a second backward for one of the forward that is over
         gradients = torch.autograd.grad(self.attachment.discriminator_loss(), self.parameters)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            if _processes() > 1:
+            if _count_processes() > 1:
                 distributed.all_reduce(gradient)
-            parameter.grad = gradient / _processes()
+            parameter.grad = gradient / _count_processes()
         for group in self.optimizer.param_groups:
             group["lr"] = optimizer.param_groups[0]["lr"]
         self.optimizer.step()
-        self.rest()
+        self.clear_gradients()
 
     def save(self, _: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
         return {**state, "discriminator": self.optimizer.state_dict()}
@@ -145,8 +143,7 @@ class _Turn:
         if "discriminator" not in state:
             raise ValueError(
                 "this state has no 'discriminator': it is not of an optimiser that train_in_host "
-                "made for "
-                "a fusion of method='cgan'"
+                "made for a fusion of method='cgan'"
             )
         self.optimizer.load_state_dict(state["discriminator"])
         return {key: value for key, value in state.items() if key != "discriminator"}

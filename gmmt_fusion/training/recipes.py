@@ -1,4 +1,4 @@
-"""Optimisers and their schedules for fine-tuning, in `fine_tune` or in a host's own loop."""
+"""Recipes: an optimiser and its schedule, for `fine_tune` or a host's own loop."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -12,28 +12,29 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from ..checks import check_whole_number
 
 Recipe = Callable[[list[nn.Parameter], int, int], tuple[Optimizer, LRScheduler]]
-"""(parameters, epochs, steps an epoch) to an optimiser and a schedule that is stepped after every
-step.
+"""(parameters, epochs, steps_per_epoch) -> (optimizer, schedule of the learning rate).
+
+The schedule is stepped after every step of the optimiser.
 """
 
 
 def paper_optimizer(
     parameters: Iterable[nn.Parameter], epochs: int, steps_per_epoch: int = 1
 ) -> tuple[Optimizer, LRScheduler]:
-    """The paper's stage 2: SGD, momentum 0.9, weight decay 1e-4, and its learning rate (supplement,
-    Table 2).
+    """The paper's stage 2 (supplement, Table 2): SGD, momentum 0.9, weight decay 1e-4.
 
-    Linearly from 0.001 to 0.005 over the first fifth, then log-linearly down to 0.00005; both ends
-    are reached. Call `scheduler.step()` once an epoch, as the paper does, or with `steps_per_epoch`
-    after every step.
+    The learning rate rises linearly from 0.001 to 0.005 over the first fifth, then falls
+    log-linearly to 0.00005; both ends are reached. Call `schedule.step()` once an epoch, as the
+    paper does, or with `steps_per_epoch` after every step.
 
     In a host's own loop `train_in_host` builds it, and adds the generative loss. By hand it is
-    `optimizer, scheduler = paper_optimizer(attachment.parameters(), epochs)`, after the host has
+    `optimizer, schedule = paper_optimizer(attachment.parameters(), epochs)`, after the host has
     built its own; which parameters the host has switched off does not matter.
+
+    Raises:
+        ValueError: `epochs` or `steps_per_epoch` is no whole number of at least 1.
     """
-    check_whole_number("epochs", epochs)
-    check_whole_number("steps_per_epoch", steps_per_epoch)
-    total = epochs * steps_per_epoch
+    total = _count_steps(epochs, steps_per_epoch)
     rates = [
         *np.linspace(0.001, 0.005, total // 5),
         *np.geomspace(0.005, 0.00005, total - total // 5),
@@ -49,12 +50,17 @@ def adamw_optimizer(
 ) -> tuple[Optimizer, LRScheduler]:
     """AdamW at 4e-4, weight decay 1e-4: warm-up over the first twentieth, then a cosine to zero.
 
-    `parameters` may be torch's groups, each with an "lr" of its own.
+    Call `schedule.step()` as for `paper_optimizer`.
+
+    Args:
+        parameters: also torch's groups (dicts), each with an "lr" of its own.
+
+    Raises:
+        ValueError: `epochs` or `steps_per_epoch` is no whole number of at least 1.
     """
-    check_whole_number("epochs", epochs)
-    check_whole_number("steps_per_epoch", steps_per_epoch)
-    total = epochs * steps_per_epoch
+    total = _count_steps(epochs, steps_per_epoch)
     warm_up = max(1, total // 20)
+    # AdamW takes parameters or groups, and its types say so of the whole list only
     optimizer = AdamW(cast(Any, list(parameters)), lr=4e-4, weight_decay=1e-4)
     return optimizer, LambdaLR(
         optimizer,
@@ -62,3 +68,9 @@ def adamw_optimizer(
             min((step + 1) / warm_up, 1.0) * 0.5 * (1 + math.cos(math.pi * min(step / total, 1.0)))
         ),
     )
+
+
+def _count_steps(epochs: int, steps_per_epoch: int) -> int:
+    check_whole_number("epochs", epochs)
+    check_whole_number("steps_per_epoch", steps_per_epoch)
+    return epochs * steps_per_epoch

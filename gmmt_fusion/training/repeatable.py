@@ -1,5 +1,4 @@
-"""What makes a run repeatable: random states that can be stored, and loaders whose batches depend
-on their place alone.
+"""What makes a run repeatable: random states that are stored, batches that depend on their place.
 
 Neither workers nor processes nor an interruption change what is loaded.
 """
@@ -14,10 +13,24 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
+Batch = Any  # whatever the user's loader yields
+Key = tuple[int, int, Any]
+"""(epoch, place of the sample in it, index into the user's dataset, of whatever type)."""
 
-def random_state(device: torch.device, generator: torch.Generator) -> dict[str, Any]:
+LOADER_OPTIONS = (
+    "num_workers",
+    "pin_memory",
+    "timeout",
+    "worker_init_fn",
+    "multiprocessing_context",
+    "prefetch_factor",
+    "persistent_workers",
+)
+
+
+def get_random_state(device: torch.device, generator: torch.Generator) -> dict[str, Any]:
     """Python's, NumPy's and PyTorch's random state and a generator's, as JSON."""
-    name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 (users' augmentations draw from it)
+    name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 (augmentations draw from it)
     tensors = {"torch": torch.get_rng_state(), "generator": generator.get_state()}
     if device.type == "cuda":
         tensors["cuda"] = torch.cuda.get_rng_state(device)
@@ -31,27 +44,29 @@ def random_state(device: torch.device, generator: torch.Generator) -> dict[str, 
 def set_random_state(
     state: Mapping[str, Any], device: torch.device, generator: torch.Generator
 ) -> None:
+    """Set what `get_random_state` has read; a device's only where it is a GPU again."""
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002
-    torch.set_rng_state(_bytes(state["torch"]))
-    generator.set_state(_bytes(state["generator"]))
+    torch.set_rng_state(_as_bytes(state["torch"]))
+    generator.set_state(_as_bytes(state["generator"]))
     if "cuda" in state and device.type == "cuda":
-        torch.cuda.set_rng_state(_bytes(state["cuda"]), device)
+        torch.cuda.set_rng_state(_as_bytes(state["cuda"]), device)
 
 
-def _bytes(numbers: Iterable[int]) -> Tensor:
+def _as_bytes(numbers: Iterable[int]) -> Tensor:
     return torch.tensor(numbers, dtype=torch.uint8, device="cpu")
 
 
 @contextlib.contextmanager
-def seeded(*numbers: int) -> Iterator[None]:
-    """Python's, NumPy's and PyTorch's random numbers on the CPU from these seeds for a while, then
-    as they were.
+def draw_from(*seeds: int) -> Iterator[None]:
+    """Draw Python's, NumPy's and PyTorch's random numbers from these seeds inside the `with`.
+
+    Those of the CPU only; afterwards they go on as if nothing had been drawn.
     """
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-    seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    seed = int(np.random.SeedSequence(seeds).generate_state(1)[0])
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002
     torch.default_generator.manual_seed(seed)
@@ -63,9 +78,8 @@ def seeded(*numbers: int) -> Iterator[None]:
         torch.set_rng_state(before[2])
 
 
-class _Repeatable(Dataset):
-    """A dataset indexed by (epoch, place in the epoch, index), the augmentation drawn from the
-    first two.
+class _Repeatable(Dataset[tuple[int, int, Any]]):
+    """A dataset indexed by `Key`, whose augmentation depends on epoch and place alone.
 
     Its items are (epoch, place, sample), for `_Collation`.
     """
@@ -73,37 +87,38 @@ class _Repeatable(Dataset):
     def __init__(self, dataset: Any, seed: int) -> None:
         self.dataset, self.seed = dataset, seed
 
-    def __getitem__(self, key: tuple[int, int, Any]) -> Any:
+    def __getitem__(self, key: Key) -> tuple[int, int, Any]:
         epoch, place, index = key
-        with seeded(self.seed, epoch, place):
+        with draw_from(self.seed, epoch, place):
             return epoch, place, self.dataset[index]
 
 
 class _Collation:
     """A collate_fn whose random numbers, too, depend on the batch alone."""
 
-    def __init__(self, collate: Callable[[list[Any]], Any], seed: int) -> None:
+    def __init__(self, collate: Callable[[list[Any]], Batch], seed: int) -> None:
         self.collate, self.seed = collate, seed
 
-    def __call__(self, items: list[tuple[int, int, Any]]) -> Any:
-        with seeded(self.seed, *items[0][:2], 1):
+    def __call__(self, items: list[tuple[int, int, Any]]) -> Batch:
+        with draw_from(self.seed, *items[0][:2], 1):
             return self.collate([sample for _, _, sample in items])
 
 
 class RepeatableLoader:
-    """One process's share of a loader's batches; whatever its sampler, augmentation, collation and
-    workers are.
+    """One process's part of a loader's batches, whatever its sampler, augmentation and workers.
 
     Batch i of an epoch goes to process i mod `processes`; where they do not come out even, the
     first batches are taken again.
 
     Raises:
-        TypeError, ValueError: no DataLoader over a dataset with indexes, one that is empty, or
-        shared out already.
+        TypeError: no DataLoader with a batch size, over a dataset with indexes. ValueError: it is
+            empty, or has a DistributedSampler.
     """
 
-    def __init__(self, loader: Any, seed: int, process: int = 0, processes: int = 1) -> None:
-        sampler: Any = getattr(loader, "batch_sampler", None)
+    def __init__(
+        self, loader: DataLoader[Any], seed: int, process: int = 0, processes: int = 1
+    ) -> None:
+        sampler: Any = getattr(loader, "batch_sampler", None)  # torch's types say it is never None
         if (
             not isinstance(loader, DataLoader)
             or isinstance(loader.dataset, IterableDataset)
@@ -111,59 +126,49 @@ class RepeatableLoader:
         ):
             raise TypeError(
                 f"loader is a {type(loader).__name__}; expected a torch DataLoader with a batch "
-                "size, "
-                "over a dataset with __getitem__, which can be resumed in the middle of an epoch"
+                "size, over a dataset with __getitem__, which can be resumed in the middle of an "
+                "epoch"
             )
         if isinstance(loader.sampler, DistributedSampler):
             raise ValueError(
-                "the loader has a DistributedSampler; build it without: its batches are shared out "
-                "here"
+                "the loader has a DistributedSampler; build it without: its batches are dealt out "
+                "to the processes here"
             )
-        self.batches = len(sampler)
+        self.batches = len(sampler)  # of an epoch, for all processes together
         if self.batches == 0:
             raise ValueError(
                 f"the loader is empty: batch_size={loader.batch_size}, "
-                f"drop_last={loader.drop_last}; "
-                "expected one batch at least"
+                f"drop_last={loader.drop_last}; expected one batch at least"
             )
         self._sampler, self._seed = sampler, seed
         owners = (loader, loader.sampler, sampler, getattr(sampler, "sampler", None))
         self._generators = [
-            g
+            generator
             for owner in owners
-            if isinstance(g := getattr(owner, "generator", None), torch.Generator)
+            if isinstance(generator := getattr(owner, "generator", None), torch.Generator)
         ]
         self._process, self._processes, self._epoch, self._first = process, processes, 0, 0
-        same = (
-            "num_workers",
-            "pin_memory",
-            "timeout",
-            "worker_init_fn",
-            "multiprocessing_context",
-            "prefetch_factor",
-            "persistent_workers",
-        )
         # a generator of its own, as the workers' seeds would be drawn from the global one
-        self._loader: DataLoader = DataLoader(
+        self._loader: DataLoader[Any] = DataLoader(
             _Repeatable(loader.dataset, seed),
             batch_sampler=self,
             generator=torch.Generator(),
             collate_fn=_Collation(loader.collate_fn, seed),
-            **{name: getattr(loader, name) for name in same},
+            **{name: getattr(loader, name) for name in LOADER_OPTIONS},
         )
 
     def __len__(self) -> int:
         """Batches of an epoch for one process."""
         return -(-self.batches // self._processes)
 
-    def epoch(self, epoch: int, first: int = 0) -> Iterator[Any]:
+    def load_epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """This process's batches of an epoch, from the one with number `first` on."""
         self._epoch, self._first = epoch, first
         return iter(self._loader)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int, Any]]]:
+    def __iter__(self) -> Iterator[list[Key]]:
         """As the batch sampler of the loader inside: the keys of those batches."""
-        with seeded(self._seed, self._epoch):
+        with draw_from(self._seed, self._epoch):
             for generator in self._generators:
                 generator.manual_seed(torch.default_generator.initial_seed())
             batches = [list(batch) for batch in self._sampler]
