@@ -16,6 +16,7 @@ from .patching import Method, Patched, Point, Root, patch, unpatch
 from .plugin import PREFIX, ForwardPass, Mode, Plugin, Recorded, first_parameter
 from .recognition import networks_of
 
+PLAIN = (str, int, float, list, tuple, type(None))
 Inputs: TypeAlias = Any  # of one forward of a host, as its users have them: see `run_host`
 
 
@@ -141,8 +142,7 @@ class Attachment:
             if isinstance(module, Point):
                 adapter = getattr(module._gmmt_method, "__self__", None)
                 options = vars(adapter) if adapter is not None else {}
-                kinds = str | int | float | list | tuple | None
-                options = {key: x for key, x in options.items() if isinstance(x, kinds)}
+                options = {key: x for key, x in options.items() if isinstance(x, PLAIN)}
                 points[name] = {"adapter": type(adapter).__name__, "options": options}
         return {
             "host": type(self.network).__name__,

@@ -34,7 +34,8 @@ class Patched(_Module):
     _gmmt_plugin: Plugin
 
     def __reduce_ex__(self, protocol: Any) -> Any:  # as object's
-        state = self.__getstate__() if hasattr(self, "__getstate__") else self.__dict__.copy()
+        own = getattr(self, "__getstate__", None)
+        state = self.__dict__.copy() if own is None else own()
         return _empty, type(self).__bases__, state
 
 
@@ -117,7 +118,7 @@ def patch(module: nn.Module, kind: type[Patched], **state: Any) -> None:  # any 
     """Swap the class of a module, with state that is not registered as a child."""
     for name, value in state.items():
         object.__setattr__(module, name, value)
-    module.__class__ = _swapped(kind, type(module))  # type: ignore[arg-type]
+    module.__class__ = _swapped(kind, type(module))
 
 
 def unpatch(module: nn.Module) -> None:
@@ -128,24 +129,24 @@ def unpatch(module: nn.Module) -> None:
         del module.__dict__[name]
 
 
-def _swapped(kind: type, original: type) -> type:
+def _swapped(kind: type[Any], original: type[Any]) -> type[Any]:
     """The subclass of a host's class for a kind of patch; made once, and gone with its last use."""
+    known: type[Any]
     for known in original.__subclasses__():
         if known.__bases__ == (kind, original):
             return known
 
-    @functools.wraps(original.forward)  # type: ignore[attr-defined]
+    @functools.wraps(original.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:  # tools read the host's signature
-        return kind.forward(self, *args, **kwargs)  # type: ignore[attr-defined]
+        return kind.forward(self, *args, **kwargs)
 
     # the name stays: hosts store and compare type(net).__name__
     names = {name: getattr(original, name) for name in ("__module__", "__qualname__", "__doc__")}
     return type(original.__name__, (kind, original), {**names, "forward": forward})
 
 
-def _empty(kind: type, original: type) -> Any:  # a module without its state, for pickle
-    cls = _swapped(kind, original)
-    return cls.__new__(cls)
+def _empty(kind: type[Any], original: type[Any]) -> Any:  # a module without its state, for pickle
+    return object.__new__(_swapped(kind, original))
 
 
 __all__ = ["NO_REPLICAS", "ForwardPass", "Method", "Patched", "Point", "Root", "patch", "unpatch"]

@@ -131,6 +131,16 @@ class Plugin(nn.Module):
         if not whole or (current.depth == 0 and current.fused):
             self.threads.current = None
 
+    def fuse_alone(self, features: Sequence[Tensor], fused: Fused) -> Tensor:
+        """`ForwardPass.fuse` in a pass of its own, for maps that no host computes just now."""
+        current, whole = self.enter(), False
+        try:
+            result = current.fuse(features, fused)
+            whole = True
+        finally:
+            self.leave(current, whole)
+        return result
+
     def replayed(self) -> "ForwardPass":
         """The pass that activation checkpointing computes again, maybe in autograd's thread."""
         learned: ForwardPass | None = getattr(self.threads, "learned", None) or self.learned

@@ -78,7 +78,7 @@ def draw_figures(
     if scheduler is not None:
         yield str(_draw_steps(fusion, scheduler, steps, examples, out / "sampling_steps.png"))
     else:
-        method = fusion.config["method"]
+        method = fusion.config.method
         yield f"no sampling_steps.png: a fusion of method={method!r} takes no steps"
     auxiliary = ("depth", "f_depth") if get_layout(layout).depth else ("infrared", "f_tir")
     for name, example in examples.items():

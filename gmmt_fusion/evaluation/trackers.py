@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from ..adapters import Adapter
-from ..attaching.attachment import Attachment, attach
+from ..adapters import Adapter, attach
+from ..attaching.attachment import Attachment
 from ..model.checkpoint import weights_digest
 from ..model.fusion import GenerativeFusion
 

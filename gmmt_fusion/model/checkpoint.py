@@ -10,7 +10,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -110,7 +110,7 @@ class SavedFusion:
                 raise OSError(f"{folder / name} is missing; expected what save_pretrained writes")
         self.path = folder / WEIGHTS
         try:
-            self._file = safe_open(self.path, framework="pt")
+            self._file = cast(Any, safe_open)(self.path, framework="pt")
             self._about: dict[str, str] = self._file.metadata() or {}
             parts = {name: self._file.get_slice(name) for name in self._file.keys()}  # noqa: SIM118
         except SafetensorError as error:

@@ -9,7 +9,7 @@ from einops import rearrange, reduce
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from ..checks import check_share
+from ..checks import check_fraction
 
 KINDS = ("dark", "low contrast", "noisy", "blurred", "missing")
 Inputs = Any  # a host's inputs, of whatever structure
@@ -33,7 +33,7 @@ class Degradation:
     """
 
     def __init__(self, probability: float = 0.5, kinds: Sequence[str] = KINDS) -> None:
-        check_share("probability", probability)
+        check_fraction("probability", probability)
         if isinstance(kinds, str) or not kinds or not set(kinds) <= set(KINDS):
             raise ValueError(
                 f"kinds={kinds!r} is unknown; expected one or several of {KINDS}, in a tuple"

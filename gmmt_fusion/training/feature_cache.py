@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..attaching.attachment import Attachment, run_host
-from ..attaching.patching import Plugin, Point
+from ..attaching.plugin import Plugin
 from ..checks import check_choice, check_whole_number
 from ..files import differences, file_digest
 from ..model.checkpoint import weights_digest
@@ -119,7 +119,7 @@ class CachedFeatures(Dataset[dict[str, Tensor]]):
                 f"{self.folder} was written with degradation {degraded}, and the attachment has "
                 f"{here}; set it before cache_features, with another folder"
             )
-        return CachedNetwork(attachment._plugin, self.manifest)
+        return CachedNetwork(attachment.plugin, self.manifest)
 
 
 class CachedNetwork(nn.Module):
@@ -140,8 +140,7 @@ class CachedNetwork(nn.Module):
         plugin = self.gmmt_fusion
         maps = {name: batch[name].to(dtype) for name, dtype in self.dtypes.items()}
         features = [maps[f"feature_{i}"] for i in range(plugin.fusion.modalities)]
-        plugin.generative_loss = None
-        fused = plugin.fuse(features, maps["fused"])
+        fused = plugin.fuse_alone(features, maps["fused"])
         args, kwargs = self.head_inputs.rebuild(fused, maps)
         return plugin.head(*args, **kwargs)
 
@@ -300,23 +299,8 @@ def _describe_source(attachment: Attachment) -> dict[str, Any]:
 
     Of the fusion only its shape, so that methods share a cache.
     """
-    points = {}
-    for name, module in attachment.network.named_modules():
-        if isinstance(module, Point):
-            adapter = getattr(module._gmmt_method, "__self__", None)
-            options = {
-                key: value
-                for key, value in getattr(adapter, "__dict__", {}).items()
-                if isinstance(value, str | int | float | list | tuple | None)
-            }
-            points[name] = {"adapter": type(adapter).__name__, "options": options}
-    source: dict[str, Any] = {
-        "host": type(attachment.network).__name__,
-        "host_weights": weights_digest(attachment.host_state_dict()),
-        "adapter": points,
-        "channels": attachment.fusion.channels,
-        "modalities": attachment.fusion.modalities,
-    }
+    digest = weights_digest(attachment.host_state_dict())
+    source = {**attachment.describe(), "host_weights": digest}
     as_read_back: dict[str, Any] = json.loads(json.dumps(source))  # tuples are lists
     return as_read_back
 

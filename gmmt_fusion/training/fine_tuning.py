@@ -148,18 +148,18 @@ def _accelerator(
 @contextlib.contextmanager
 def _put_in_training(attachment: Attachment, device: torch.device) -> Iterator[None]:
     """The network in training mode on a device inside the `with`; then where and as it was."""
-    network, plugin = attachment.network, attachment._plugin
+    network, plugin = attachment.network, attachment.plugin
     training, before = network.training, next(network.parameters()).device
     patches = {"forward", "_original_forward", "_is_accelerate_prepared"}  # accelerate's
     patches -= vars(network).keys()
-    total_weight, plugin.total_weight = plugin.total_weight, None  # λ is applied here, once
+    weight, plugin.total_loss_weight = plugin.total_loss_weight, None  # λ is applied here, once
     try:
         network.to(device).train()
         yield
     finally:
         for name in patches & vars(network).keys():
             delattr(network, name)
-        plugin.total_weight = total_weight
+        plugin.total_loss_weight = weight
         network.to(before).train(training)
 
 
@@ -188,9 +188,8 @@ def _build_state(
     set_seed(seed)
     attachment.fusion.manual_seed(seed)
     parameters = {"fusion": list(attachment.parameters())}
-    discriminator = getattr(attachment.fusion, "discriminator", None)
-    if discriminator is not None:
-        parameters["discriminator"] = list(discriminator.parameters())
+    if attachment.fusion.discriminator is not None:
+        parameters["discriminator"] = list(attachment.fusion.discriminator.parameters())
     learners, steps_per_epoch = {}, _count_steps(batches, settings)
     for name, own in parameters.items():
         optimizer, schedule = settings.recipe(own, settings.epochs, steps_per_epoch)
@@ -290,7 +289,7 @@ class _Loop:
                 part = value.detach().float() / len(batches)
                 sums[name] = sums[name] + part if name in sums else part
             if self.discriminator is not None:
-                maps.append(self.attachment._plugin.last_maps)
+                maps += self.attachment.fused_maps
         values = self.reduce_to_means(sums)
         norm = self.settings.max_gradient_norm or math.inf
         values["gradient_norm"] = float(

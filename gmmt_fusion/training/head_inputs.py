@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,6 @@ from torch.utils._pytree import (
 )
 
 from ..attaching.attachment import Attachment
-from ..attaching.patching import Point
 
 CACHEABLE = "a cache holds tensors, numbers, strings, and lists and dicts of them"
 
@@ -92,31 +91,26 @@ def record_forward(
         ValueError: it fuses or calls the head more often or not at all, or the head is called with
             something that cannot be cached, or not with the fused map.
     """
-    plugin, calls = attachment._plugin, []
-    head = next(
-        module
-        for module in attachment.network.modules()
-        if isinstance(module, Point) and module._gmmt_is_head
-    )
-    with attachment.recorded() as pairs:
+    calls: list[tuple[tuple[object, ...], dict[str, object]]] = []
 
-        def keep(_: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
-            if plugin.recorded is pairs:  # and not the clean pass before a degraded one
-                calls.append((args, kwargs))
+    def keep(_: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+        calls.append((args, kwargs))
 
-        hook = head.register_forward_pre_hook(keep, with_kwargs=True)
-        try:
+    hook = attachment.host_head.register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        with attachment.recorded() as pairs:
             run()
-            replaced = cast(Tensor, plugin.replaced)
-        finally:
-            hook.remove()
+    finally:
+        hook.remove()
+    if attachment.degradation is not None and attachment.network.training:
+        calls = calls[len(calls) // 2 :]  # the clean inputs come first
     if len(pairs) != 1 or len(calls) != 1:
         raise ValueError(
             f"a forward fused {len(pairs)} maps and called the head {len(calls)} times; a cache "
             "needs one each (forward=… says what a training forward is)"
         )
     (features, fused), (args, kwargs) = pairs[0], calls[0]
-    for given in (fused, replaced):  # an adapter at the head swaps what the head was given
+    for given in (fused, pairs[0].host):  # an adapter at the head swaps what the head was given
         tensors = {**{f"feature_{i}": f for i, f in enumerate(features)}, "fused": fused}
         head_inputs = HeadInputs.of(args, kwargs, given, tensors)
         if head_inputs.use_fused:

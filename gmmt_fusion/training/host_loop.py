@@ -55,16 +55,16 @@ def train_in_host(
             f"the actor is a {type(actor).__name__} without compute_losses; expected the host's "
             "actor, or none where the network returns its losses"
         )
-    attachment._plugin.total_weight = generative_weight if actor is None else None
+    attachment.plugin.total_loss_weight = generative_weight if actor is None else None
     if actor is not None:
         # not over an earlier one of ours, with which Loss_gen would count twice
         own = getattr(actor.compute_losses, "own", actor.compute_losses)
-        actor.compute_losses = _Losses(own, generative_weight)
+        actor.compute_losses = _Losses(attachment, own, generative_weight)
     if _count_processes() > 1:  # other noise in every process
         generator = attachment.fusion.generator
         attachment.fusion.manual_seed((generator.initial_seed() + distributed.get_rank()) % 2**63)
     optimizer, schedule = recipe(list(attachment.parameters()), epochs, 1)
-    discriminator = getattr(attachment.fusion, "discriminator", None)
+    discriminator = attachment.fusion.discriminator
     if discriminator is not None:
         turn = _Turn(attachment, recipe(list(discriminator.parameters()), epochs, 1)[0])
         optimizer.register_step_post_hook(turn)
@@ -85,20 +85,25 @@ class _Losses:
     There is none in validation.
     """
 
-    def __init__(self, own: Any, weight: float) -> None:
-        self.own, self.weight = own, weight
+    def __init__(self, attachment: Attachment, own: Any, weight: float) -> None:
+        self.attachment, self.own, self.weight = attachment, own, weight
 
     def __call__(self, out: Any, *args: Any, **kwargs: Any) -> Any:
         result = self.own(out, *args, **kwargs)
-        generative = out.get("generative_loss")  # not the attachment's: DDP hands on another tensor
-        if generative is None:
+        # not the attachment's: DDP hands on other tensors
+        parts = out if isinstance(out, list | tuple) else [out]
+        found = [part["generative_loss"] for part in parts if "generative_loss" in part]
+        if not found:
             if torch.is_grad_enabled():  # a validation has them off
+                if self.attachment.network.training:
+                    _ = self.attachment.generative_loss  # says why there is none
                 raise ValueError(
                     "the network generated in eval mode where gradients are on; call "
                     "network.train() before a training step, or torch.no_grad() around a validation"
                 )
             return result
         loss, *status = result if isinstance(result, tuple) else (result,)
+        generative = torch.stack(found).sum() if len(found) > 1 else found[0]
         total = loss + self.weight * generative
         if not status:
             return total

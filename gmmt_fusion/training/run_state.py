@@ -22,7 +22,6 @@ from ..files import (
     write_folder_atomically,
 )
 from ..model import checkpoint
-from ..model.fusion import GenerativeFusion
 from .repeatable import get_random_state, set_random_state
 
 if TYPE_CHECKING:  # both take seconds to import
@@ -139,10 +138,9 @@ class RunState:
         Raises:
             ValueError, OSError: it is of another fusion or training, or damaged.
         """
-        config, weights = checkpoint.load(path, GenerativeFusion)
+        config, weights = checkpoint.load(path)
         fusion = self.attachment.fusion
-        here = json.loads(json.dumps(fusion.config, default=checkpoint.plain))
-        if found := differences({key: config.get(key) for key in here}, here):
+        if found := differences(config.to_dict(), fusion.config.to_dict()):
             raise ValueError(
                 f"{path} is of another fusion: {found}; give another folder, or that fusion"
             )

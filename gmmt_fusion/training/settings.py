@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
-from ..checks import check_choice, check_share, check_whole_number
+from ..checks import check_choice, check_fraction, check_whole_number
 from .recipes import Recipe, adamw_optimizer
 
 PRECISIONS = (None, "no", "fp16", "bf16")
@@ -55,7 +55,7 @@ class FineTuningSettings:
                 "None"
             )
         if self.ema_decay is not None:
-            check_share("ema_decay", self.ema_decay)
+            check_fraction("ema_decay", self.ema_decay)
         check_recipe(self.recipe)
 
 
