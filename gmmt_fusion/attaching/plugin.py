@@ -125,16 +125,18 @@ class Plugin(nn.Module):
         current.depth += 1
         return current
 
-    def leave(self, current: "ForwardPass", whole: bool) -> None:
+    def leave(self, current: "ForwardPass | None", whole: bool) -> None:
         """The end of such a call; `whole` is False after an exception, which ends the pass."""
-        current.depth -= 1
-        if not whole or (current.depth == 0 and current.fused):
+        if current is not None:
+            current.depth -= 1
+        if not whole or current is None or (current.depth == 0 and current.fused):
             self.threads.current = None
 
     def fuse_alone(self, features: Sequence[Tensor], fused: Fused) -> Tensor:
         """`ForwardPass.fuse` in a pass of its own, for maps that no host computes just now."""
-        current, whole = self.enter(), False
+        current, whole = None, False
         try:
+            current = self.enter()
             result = current.fuse(features, fused)
             whole = True
         finally:
