@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from gmmt_fusion.attaching.adapter import Adapter
-from gmmt_fusion.attaching.attachment import Attachment, Inputs, insert
+from gmmt_fusion.attaching.attachment import Attachment, Inputs
+from gmmt_fusion.attaching.insertion import insert
 from gmmt_fusion.attaching.recognition import recognise
 from gmmt_fusion.model.fusion import GenerativeFusion
 

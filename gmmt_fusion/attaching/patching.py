@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from .plugin import PREFIX, ForwardPass, Mode, Plugin
+from .plugin import PREFIX, ForwardPass, Plugin
+from .records import Mode
 
 NO_REPLICAS = (
     "it copies the network in every forward, and all copies would share one fusion on one device; "

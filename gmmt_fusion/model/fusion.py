@@ -4,7 +4,7 @@ one module.
 
 import inspect
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from ..checks import check_finite, check_maps, check_whole_number
 from . import checkpoint
+from .building import build_discriminator, build_method, build_network, build_residual
 from .calibration import least_squares_convolution, moments
 from .config import FusionConfig
-from .methods import BoundNetwork, ConditionalGAN, Diffusion, Method, Raw, standard_normal
-from .networks import NETWORKS, Discriminator, UNet, UViT
-from .schedulers import build_scheduler
+from .methods import BoundNetwork, ConditionalGAN, standard_normal
+from .networks import UNet, UViT
 
 Features = Sequence[Tensor]
 """One map (B, C, H, W) per modality."""
@@ -76,17 +76,15 @@ class GenerativeFusion(nn.Module):
         self.head: nn.Module | None = None  # the host's new head, once attached
         self.head_state: dict[str, Tensor] | None = None  # its loaded weights, until then
         self.fast_path: FastPath | None = None
-        self.discriminator: Discriminator | None = None
-        if config.method == "cgan":
-            inputs = (config.modalities + 1) * channels
-            self.discriminator = Discriminator(inputs, channels, config.size)
-        self.method = self._build_method(options.get("scheduler"))
-        self.steps = config.steps
+        self.discriminator = build_discriminator(config)
+        self.method, self.config = build_method(
+            config, self.discriminator, options.get("scheduler")
+        )
+        self._check_steps(config.steps)
         for pitfall in self.method.pitfalls(config.steps):
             warnings.warn(pitfall, stacklevel=2)
-
-        self.network = self._build_network()
-        self.residual = self._build_residual()
+        self.network = build_network(config, self.method)
+        self.residual = build_residual(config, self.network)
         self.register_buffer("feature_mean", torch.zeros(config.modalities, channels))
         self.register_buffer("feature_std", torch.ones(config.modalities, channels))
         self.register_buffer("fused_mean", torch.zeros(channels))
@@ -94,51 +92,6 @@ class GenerativeFusion(nn.Module):
         self.register_buffer("noise", self._starting_noise(config.size), persistent=False)
         self.generator = torch.Generator()
         self.manual_seed(0)
-
-    def _build_method(self, scheduler: Any) -> Method:  # a scheduler of any class of diffusers
-        config = self.config
-        if config.method == "raw":
-            return Raw()
-        if self.discriminator is not None:
-            return ConditionalGAN(self.discriminator)
-        given = config.scheduler
-        if scheduler is not None and not isinstance(scheduler, Mapping):
-            given = scheduler
-        built = build_scheduler(given, config.prediction_type)
-        self.config = replace(
-            config,
-            scheduler=None if given is None else built,
-            prediction_type=built.config.prediction_type,
-        )
-        return Diffusion(built, config.weighting, config.last_timestep_probability, config.eta)
-
-    def _build_network(self) -> UViT | UNet:
-        config = self.config
-        inputs = (config.modalities + self.method.noise_maps) * config.channels
-        build = NETWORKS[config.network]
-        try:
-            return build(inputs, config.channels, config.size, **config.network_config)
-        except TypeError as error:
-            raise ValueError(
-                f"network_config={dict(config.network_config)} does not fit "
-                f"network={config.network!r}: {error}"
-            ) from error
-
-    def _build_residual(self) -> nn.Conv2d | None:
-        """The mean of the modalities, with the network's last layer at zero: the plugin starts as
-        its residual path.
-        """
-        if self.config.residual not in ("conv1x1", "conv3x3"):
-            return None
-        channels, modalities = self.channels, self.modalities
-        kernel = int(self.config.residual[4])
-        residual = nn.Conv2d(modalities * channels, channels, kernel, padding=kernel // 2)
-        nn.init.zeros_(residual.weight)
-        mean = torch.eye(channels).repeat(1, modalities) / modalities
-        residual.weight.data[..., kernel // 2, kernel // 2] = mean
-        for parameter in self.network.last_layer.parameters():
-            nn.init.zeros_(parameter)
-        return residual
 
     @classmethod
     def preset(

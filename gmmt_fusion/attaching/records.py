@@ -1,0 +1,56 @@
+"""What a forward of an attached host does, and what it leaves."""
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+Fused = Tensor | Callable[[], Tensor]
+"""The host's own fused map (B, C, H, W), or what computes it where it is needed."""
+
+
+class Mode(enum.Enum):
+    """What a forward of an attached host does."""
+
+    HOST = "the host's own fusion and head, as if nothing were attached"
+    GENERATE = "the map is generated, for the new head: inference"
+    LEARN = "the map is predicted from the host's own, for the new head, and Loss_gen computed"
+    RECORD = "the host's own fusion and head; what would have been generated is collected"
+
+
+class Recorded(tuple[list[Tensor], Tensor]):
+    """One map that would have been generated, as a pair (features, fused).
+
+    features: m maps (B, C, H, W). fused: the target (B, C, H, W), of the clean inputs where they
+    are degraded. Attribute host: the map (B, C, H, W) that the host's own fusion gave for these
+    inputs, where it was computed, else `fused`.
+    """
+
+    host: Tensor
+
+    def __new__(cls, features: list[Tensor], fused: Tensor, host: Tensor) -> "Recorded":
+        pair = super().__new__(cls, (features, fused))
+        pair.host = host
+        return pair
+
+
+@dataclass
+class FusionCall:
+    """One map that was predicted in training, and what it takes to predict it again."""
+
+    features: list[Tensor]
+    fused: Tensor
+    loss: Tensor
+    random_state: Tensor
+
+
+def in_backward() -> bool:
+    """Whether autograd is running a backward, in which checkpointed parts are computed again."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def first_parameter(module: nn.Module) -> nn.Parameter | None:
+    """The first floating-point parameter, which stands for the module's device and dtype."""
+    return next((p for p in module.parameters() if p.is_floating_point()), None)
