@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from anatomy import anatomy, assert_same_anatomy
 from cases import CASES, Case, images, scores, seeded
-from test_law import anatomy, assert_same_anatomy
 from tiny_hosts import CHANNELS, ConcatTracker, SumTracker
 from torch import nn
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from anatomy import anatomy, assert_same_anatomy
 from cases import CASES, Case
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
@@ -21,31 +22,6 @@ each_host = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def attached(case: Case, **options: Any) -> tuple[nn.Module, Attachment]:
     network = case.build()
     return network, attach(network, case.make_fusion(**options), case.adapter())
-
-
-def anatomy(network: nn.Module) -> dict[str, Any]:
-    """What a host consists of: classes, attributes, hooks, modes, flags and values."""
-    modules = {
-        name: (
-            type(m),
-            {k: v for k, v in vars(m).items() if not isinstance(v, dict | Tensor)},
-            list(m._modules),
-            [len(v) for k, v in vars(m).items() if k.endswith("_hooks")],
-        )
-        for name, m in network.named_modules()
-    }
-    flags = {name: p.requires_grad for name, p in network.named_parameters()}
-    return {
-        "modules": modules,
-        "flags": flags,
-        "state": {k: v.clone() for k, v in network.state_dict().items()},
-    }
-
-
-def assert_same_anatomy(one: dict[str, Any], other: dict[str, Any]) -> None:
-    assert one["modules"] == other["modules"] and one["flags"] == other["flags"]
-    assert one["state"].keys() == other["state"].keys()
-    assert all(torch.equal(one["state"][k], other["state"][k]) for k in one["state"])
 
 
 @each_host

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from anatomy import anatomy, assert_same_anatomy
 from cases import CASES, Case
 from stand_ins import CHANNELS, Block, CenterPredictor, PromptedTransformer, TBSITrack, ViPTrack
-from test_law import anatomy, assert_same_anatomy
 from torch import Tensor, nn
 
 from gmmt_fusion import Attachment, GenerativeFusion, attach
