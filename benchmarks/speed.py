@@ -40,8 +40,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gmmt_fusion import Attachment, GenerativeFusion
 from gmmt_fusion.files import write_atomically
-from gmmt_fusion.model.fast_path import optimize
 from gmmt_fusion.model.config import PRESETS
+from gmmt_fusion.model.fast_path import optimize
 from gmmt_fusion.model.methods import METHODS
 
 Row = dict[str, Any]

@@ -94,7 +94,7 @@ def test_what_is_compared_saw_the_same_pictures() -> None:
 
 
 def test_success_of_pairs_is_that_of_their_boxes() -> None:
-    """Against the success rate of the same boxes, (x, y, w, h), by gmmt_fusion.evaluation.metrics."""
+    """Against gmmt_fusion's success rate of the same boxes, (x, y, w, h)."""
     random = np.random.default_rng(0)
     point = random.uniform(50, 60, (200, 2))
     found, truth = (random.uniform(2, 30, (200, 4)) for _ in range(2))

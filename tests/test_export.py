@@ -9,7 +9,7 @@ import torch
 from cases import CASES
 from embedded.siamese import SEARCH_MAP, load_tracker
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from trees import leaves
 
 from gmmt_fusion import GenerativeFusion, attach
 from gmmt_fusion.adapters import ModuleAdapter
@@ -73,7 +73,7 @@ def tbsi(optimized: bool) -> Exported:
 
 
 def outputs(out: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+    return [leaf for leaf in leaves(out) if isinstance(leaf, Tensor)]
 
 
 def assert_same(results: list[Tensor], expected: list[Tensor]) -> None:
@@ -114,7 +114,7 @@ def test_onnx(build: Any, optimized: bool, tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(
         tmp_path / "tracker.onnx", providers=["CPUExecutionProvider"]
     )
-    inputs = (x.numpy() for x in tree_leaves((args, kwargs)))
+    inputs = (x.numpy() for x in leaves((args, kwargs)))
     results = session.run(
         None, {i.name: x for i, x in zip(session.get_inputs(), inputs, strict=True)}
     )

@@ -11,7 +11,7 @@ import torch
 from anatomy import anatomy, assert_same_anatomy
 from cases import CASES, Case
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from trees import leaves
 from two_processes import of_both, run_in_two_processes
 
 from gmmt_fusion import Attachment, attach
@@ -187,7 +187,7 @@ def test_training_keeps_no_activation_of_the_host(case: Case) -> None:
     def note(name: str) -> Any:
         return lambda module, args, output: (
             first.append(name)
-            if any(leaf.requires_grad for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
+            if any(leaf.requires_grad for leaf in leaves(output) if isinstance(leaf, Tensor))
             else None
         )
 
@@ -219,7 +219,7 @@ def test_compile(case: Case) -> None:
     expected = case.run(network)
     with handle.disabled():
         host = case.run(network)
-    torch._dynamo.reset()
+    torch.compiler.reset()
     network.compile(backend="eager", fullgraph=case.fullgraph)
     torch.testing.assert_close(case.run(network), expected)
     with handle.disabled():  # what changes after the first compile is seen

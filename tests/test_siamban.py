@@ -303,7 +303,7 @@ def test_compiled_tracking() -> None:
     model = stand_ins.build(3)
     handle = attach(model, plugin(3))
     template, search = stand_ins.crops()
-    torch._dynamo.reset()
+    torch.compiler.reset()
     with torch.no_grad():
         model.template(template)
         compiled = torch.compile(model.track, backend="eager", fullgraph=True)

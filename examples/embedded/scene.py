@@ -157,9 +157,13 @@ class Scene:
         )
         areas = sizes.prod(1)
         marks = {
-            "FM": steps.max() > 12, "SV": areas.max() > 1.6 * areas.min(), "CM": travel > 0.6 * MARGIN,
-            "LR": areas.min() < 400, "DEF": self.kind in PHASES, "ARC": turn.min() < 0.82,
-        }  # fmt: skip
+            "FM": steps.max() > 12,
+            "SV": areas.max() > 1.6 * areas.min(),
+            "CM": travel > 0.6 * MARGIN,
+            "LR": areas.min() < 400,
+            "DEF": self.kind in PHASES,
+            "ARC": turn.min() < 0.82,
+        }
         self.attributes |= {name for name, holds in marks.items() if holds}
         blur = np.zeros(self.frames)
         blur[1:] = np.linalg.norm(np.diff(self.camera, axis=0), axis=1)
@@ -313,7 +317,7 @@ class Scene:
             self.attributes.add(ATTRIBUTE_OF[name])
         self.troubles[name] = np.clip(self.troubles[name] + curve, -1, 1.5).astype(np.float32)
 
-    def _draw(self, t: int) -> tuple[np.ndarray, np.ndarray]:
+    def draw(self, t: int) -> tuple[np.ndarray, np.ndarray]:
         """The undisturbed frame t: visible (H, W, 3) and heat (H, W), float32."""
         size = (self.width, self.height)
         x, y = self.camera[t] + np.array(size) / 2 + MARGIN - 0.5
@@ -331,9 +335,9 @@ class Scene:
     def render(self, t: int) -> tuple[np.ndarray, np.ndarray]:
         """Frame t as visible and infrared pictures, uint8 (H, W, 3) each, RGB order."""
         rng = np.random.default_rng([self.seed, t])
-        rgb, heat = self._draw(t)
+        rgb, heat = self.draw(t)
         if self.frozen.get(t, t) != t:
-            heat = self._draw(self.frozen[t])[1]
+            heat = self.draw(self.frozen[t])[1]
         return self._spoil_visible(t, rgb, rng), self._spoil_infrared(t, heat, rng)
 
     def _spoil_visible(self, t: int, rgb: np.ndarray, rng) -> np.ndarray:

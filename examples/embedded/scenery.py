@@ -105,10 +105,8 @@ def _trees(canvas: Canvas, rng, count: int, region, heat: float) -> None:
         for _ in range(7):
             dx, dy = rng.normal(0, radius * 0.45, 2)
             shade = rng.uniform(0.7, 1.3)
-            canvas.ellipse(
-                x + dx, y + dy, radius * rng.uniform(0.3, 0.6), radius * rng.uniform(0.3, 0.6), green * shade,
-                warmth + rng.normal(0, 5),
-            )  # fmt: skip
+            rx, ry = radius * rng.uniform(0.3, 0.6, 2)
+            canvas.ellipse(x + dx, y + dy, rx, ry, green * shade, warmth + rng.normal(0, 5))
 
 
 def _building(canvas: Canvas, rng, x, y, w, h) -> None:

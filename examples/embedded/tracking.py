@@ -12,7 +12,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from .sequences import Sequence
+from .sequences import RGBTSequence
 from .siamese import RESPONSE, SEARCH_SIZE, STRIDE, TEMPLATE_SIZE
 
 CONTEXT = 0.5  # margin around the template's box, as a part of w + h
@@ -128,7 +128,7 @@ class Tracker:
 
 
 def run(
-    network: nn.Module, sequence: Sequence, progress: Callable[[int, int], None] | None = None
+    network: nn.Module, sequence: RGBTSequence, progress: Callable[[int, int], None] | None = None
 ) -> np.ndarray:
     """Boxes (N, 4) of a whole sequence, the first one being given; progress(frame, frames) is
     called on every frame.
@@ -148,7 +148,7 @@ def run(
 
 def run_together(
     network: nn.Module,
-    sequences: list[Sequence],
+    sequences: list[RGBTSequence],
     shifts: np.ndarray | None = None,
     **options: float,
 ) -> dict[str, np.ndarray]:
