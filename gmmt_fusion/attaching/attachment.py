@@ -205,8 +205,9 @@ class Attachment:
                 f"calibrate got a {type(batches).__name__}; expected batches of the host's inputs, "
                 "such as [(template, search)]"
             )
-        degradation, self.degradation = self.degradation, None  # the start is the host's own fusion
+        degradation = self.degradation
         try:
+            self.degradation = None  # the start is the host's own fusion
             with self.recorded() as recording, torch.no_grad():
                 ran = [run_host(self.network, batch) is not None for batch in batches]
         finally:

@@ -49,11 +49,11 @@ class Point(Patched):
         plugin = self._gmmt_plugin
         if plugin.mode is Mode.HOST:
             return super().forward(*args, **kwargs)
-        current = plugin.enter()
-        new_head = self._gmmt_is_head and current.mode is not Mode.RECORD
-        forward = plugin.head if new_head else super().forward
-        whole = False
+        current, whole = None, False
         try:
+            current = plugin.enter()
+            new_head = self._gmmt_is_head and current.mode is not Mode.RECORD
+            forward = plugin.head if new_head else super().forward
             # hosts that forget torch.no_grad at inference would build a graph through the network
             with torch.set_grad_enabled(torch.is_grad_enabled() and plugin.training):
                 out = self._gmmt_method(current, forward, *args, **kwargs)
@@ -72,9 +72,9 @@ class Root(Patched):
             raise ValueError(f"the network is wrapped in DataParallel; {NO_REPLICAS}")
         if plugin.mode is Mode.HOST:
             return super().forward(*args, **kwargs)
-        current = plugin.enter()
-        whole = False
+        current, whole = None, False
         try:
+            current = plugin.enter()
             # trainers call .train() and requires_grad_ on parts of the host
             if not plugin.frozen or (plugin.training and not torch.compiler.is_compiling()):
                 plugin.freeze()

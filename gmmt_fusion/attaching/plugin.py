@@ -125,16 +125,18 @@ class Plugin(nn.Module):
         current.depth += 1
         return current
 
-    def leave(self, current: "ForwardPass", whole: bool) -> None:
+    def leave(self, current: "ForwardPass | None", whole: bool) -> None:
         """The end of such a call; `whole` is False after an exception, which ends the pass."""
-        current.depth -= 1
-        if not whole or (current.depth == 0 and current.fused):
+        if current is not None:
+            current.depth -= 1
+        if not whole or current is None or (current.depth == 0 and current.fused):
             self.threads.current = None
 
     def fuse_alone(self, features: Sequence[Tensor], fused: Fused) -> Tensor:
         """`ForwardPass.fuse` in a pass of its own, for maps that no host computes just now."""
-        current, whole = self.enter(), False
+        current, whole = None, False
         try:
+            current = self.enter()
             result = current.fuse(features, fused)
             whole = True
         finally:
@@ -208,7 +210,9 @@ class Plugin(nn.Module):
             parameter.requires_grad_(self.host_requires_grad.get(name, parameter.requires_grad))
 
     def set_override(self, override: tuple[Mode, list[Recorded]] | None) -> None:
+        """Another mode from the next forward on, and the host frozen or thawed for it."""
         self.override = override
+        self.threads.current = None  # of a forward that Ctrl-C has ended, maybe
         if self.mode is Mode.HOST:
             self.thaw()
         else:
