@@ -91,7 +91,7 @@ def test_torch_export(build: Any, optimized: bool) -> None:
     module, args, kwargs = build(optimized)
     with torch.no_grad():
         expected = outputs(module(*args, **kwargs))
-        program = torch.export.export(module, args, kwargs)
+        program = torch.export.export(module, args, kwargs, strict=False)
         assert_same(outputs(program.module()(*args, **kwargs)), expected)
         assert_same(outputs(module(*args, **kwargs)), expected)  # exporting left nothing behind
 
