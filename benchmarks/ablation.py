@@ -159,9 +159,7 @@ def trained(arm: Arm, seed: int, options: argparse.Namespace) -> Attachment:
     head = {id(p) for p in handle.head.parameters()}
 
     def head_slower(parameters: list[nn.Parameter], epochs: int, steps_per_epoch: int) -> Any:
-        """The head starts trained and learns more slowly than the network, which starts at
-        nothing.
-        """
+        """The head is trained already, and learns more slowly than the network, which is not."""
         new, old = (
             [p for p in parameters if (id(p) in head) is is_head] for is_head in (False, True)
         )
@@ -284,10 +282,10 @@ def tracked(
 def held_out(
     handle: Attachment, split: str, setting: str, degraded: bool, work: Path
 ) -> dict[str, Any]:
-    """The mean tracking loss of pairs of the split, and their success by sequence; these sequences
-    are not tracked.
+    """The mean tracking loss of held-out pairs, and their success by sequence.
 
-    The box of a pair is that of the highest score. Pairs without a target count in the loss alone.
+    The sequences of these pairs are not tracked. The box of a pair is that of the highest score.
+    Pairs without a target count in the loss alone.
     """
     features = CachedFeatures(pairs_folder(split, setting, degraded, work))
     network, training = features.network(handle), handle.network.training
@@ -390,9 +388,7 @@ def measured_in_turn(
 
 
 def prepare(arms: list[Arm], options: argparse.Namespace) -> None:
-    """The features that all runs train on, are calibrated on and are judged on: through the frozen
-    tracker, once.
-    """
+    """Cache the features of the frozen tracker that all runs train on and are judged on."""
     for arm in arms:
         if arm.control != "base":
             write_features(

@@ -16,9 +16,7 @@ a sequence's pairs, …]}}, "sequences": {setting: {name: scores}}}."""
 
 
 def interval(differences: np.ndarray, draws: int = 10_000) -> dict[str, float]:
-    """The mean of paired differences (seeds, sequences) and its 95 % bootstrap interval over seeds
-    and sequences.
-    """
+    """The mean of paired differences (seeds, sequences), and its 95 % bootstrap interval."""
     random, (seeds, count) = np.random.default_rng(0), differences.shape
     rows, columns = (
         random.integers(seeds, size=(draws, seeds)),
@@ -66,9 +64,7 @@ def differences(
 
 
 def summary(rows: Runs) -> list[dict[str, Any]]:
-    """One entry a row and setting: means, deviation over seeds, and the paired difference to the
-    base.
-    """
+    """One entry for each row and setting: means, deviations, paired differences to the base."""
     entries = []
     for label, results in rows.items():
         for setting in SETTINGS:
@@ -130,9 +126,7 @@ def markdown(entries: list[dict[str, Any]]) -> str:
 
 
 def against(winner: str, rows: Runs) -> list[dict[str, Any]]:
-    """The paired differences of one row to every other on the same pictures: a control is to be
-    beaten, too.
-    """
+    """The paired differences of one row to every other on the same images, controls included."""
     labels = (winner, winner + UNDEGRADED)
     return [
         {

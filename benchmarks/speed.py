@@ -1,5 +1,4 @@
-"""What a fusion costs: alone, in a training step, and in a frame of a tracker, on the machine at
-hand.
+"""What a fusion costs on this machine: alone, in a training step, and in a tracker's frame.
 
     python benchmarks/speed.py --out benchmarks/results
 
@@ -79,11 +78,10 @@ class Bench:
             torch.cuda.synchronize()
 
     def interleave(self, functions: Functions, least: int = 3) -> dict[str, list[float]]:
-        """Seconds of every function in every round, for as many rounds as the time allows, after
-        one that warms up.
+        """Seconds of every function in every round, after one that warms up.
 
-        least: rounds whatever the time; but one where a round alone takes longer than twice the
-            time.
+        There are as many rounds as the time allows, but at least `least`; or one, where a round
+        alone takes longer than twice the time.
         """
         for function in functions.values():
             self.once(function)
@@ -199,9 +197,7 @@ def summary(times: dict[str, list[float]], against: str) -> dict[str, Any]:
 
 
 def inference(bench: Bench, preset: str, method: str) -> Row:
-    """The fusion alone: every path at every batch, beside the matrix rate and the bandwidth of the
-    same minutes.
-    """
+    """The fusion alone: every path at every batch, beside matrix rate and bandwidth just then."""
     fusion = bench.fusion(preset, method)
     row: Row = {"parameters": sum(p.numel() for p in fusion.trainable_parameters()), "batches": {}}
     with FlopCounterMode(display=False) as counter:
@@ -285,9 +281,7 @@ def training(bench: Bench, preset: str, method: str) -> Row:
 
 
 def frame(bench: Bench, name: str, preset: str, dtype: str) -> Row:
-    """A frame of the host untouched, with no fusion at all, and with the fusion attached, by every
-    path.
-    """
+    """A frame of the host untouched, without any fusion, and attached, by every path."""
     kind = getattr(torch, dtype)
 
     def attached() -> tuple[Host, Attachment]:
@@ -316,8 +310,7 @@ def frame(bench: Bench, name: str, preset: str, dtype: str) -> Row:
 
 
 def attaching(bench: Bench, name: str) -> Row:
-    """What the swapped classes cost: hosts that fuse by the mean, one of them through an
-    attachment.
+    """What the swapped classes cost: hosts that fuse by the mean, one through an attachment.
 
     Two are untouched: how far they are apart is what this measurement cannot tell.
     """
@@ -419,9 +412,7 @@ def plan(options: argparse.Namespace) -> list[tuple[str, ...]]:
 
 
 def measure(options: argparse.Namespace, row: tuple[str, ...]) -> Row:
-    """One row in a process of its own: its peak memory is its own, and nothing warms up for
-    another.
-    """
+    """One row in a process of its own: its peak memory is its own, and nothing warms it up."""
     command = [sys.executable, __file__, *sys.argv[1:], "--row", *row]
     try:
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=options.limit)

@@ -56,9 +56,11 @@ def of_kind(rows: Report, kind: str) -> Iterator[tuple[Any, Report]]:
 
 
 def shares(rows: Report, row: Report, at: Report, path: str) -> tuple[float, float]:
-    """Of the matrix rate, and of the roofline: no faster than the products at full rate, nor than
-    reading the weights once. Both limits are the highest of the whole run, as in one row they may
-    have been disturbed."""
+    """Fractions of the matrix rate and of the roofline that a path reaches.
+
+    The roofline is no faster than the products at full rate, nor than reading the weights once.
+    Both limits are the highest of the whole run, as in one row they may have been disturbed.
+    """
     batches = [at for _, other in of_kind(rows, "inference") for at in other["batches"].values()]
     rate, bandwidth = (
         max(at[limit] for at in batches) for limit in ("matrix_gflops", "bandwidth_gb_s")
@@ -205,9 +207,7 @@ def others(rows: Report) -> list[str]:
 
 
 def goals(rows: Report, quick: bool) -> list[str]:
-    """Each goal against what was measured: ratios of whole frames by the median of rounds, others
-    by the fastest.
-    """
+    """Each goal against what was measured: ratios of frames by the median, else by the fastest."""
     checks: list[
         tuple[str, float, float]
     ] = []  # what, measured, at most; a goal of "at least" is negative

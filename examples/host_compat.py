@@ -219,7 +219,7 @@ def crop_pairs(
 
 
 def arguments(description: str, config: str) -> argparse.Namespace:
-    """The command line of the examples; `sequence` becomes an RGBTSequence, by default generated."""
+    """The command line of the examples; `sequence` becomes RGBTSequence, by default generated."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -164,9 +164,7 @@ def test_a_run_from_end_to_end(
 
 
 def test_starts(tmp_path: Path) -> None:
-    """With other numbers, but the same residual path, a fusion starts as near to the host's fused
-    map.
-    """
+    """With other numbers, but the same residual path, a fusion starts as near to the host's map."""
     ablation.write_features(tmp_path, TRAIN_SEEDS, 2, 16)
     features = ablation.CachedFeatures(tmp_path)
     batch = next(iter(ablation.DataLoader(features, 16)))
@@ -182,9 +180,7 @@ def test_starts(tmp_path: Path) -> None:
 
 
 def test_twins_are_one_scene(tmp_path: Path) -> None:
-    """Of `Twins` the target is the host's map of the clean scene, and the features are those of the
-    degraded one.
-    """
+    """The target of `Twins` is the host's map of the clean scene, the features are the degraded."""
     kinds = {
         "degraded": (None, True),
         "clean": (None, False),

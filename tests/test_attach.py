@@ -168,20 +168,15 @@ def test_trainable_parameters(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_mixed_dtypes_and_strides() -> None:
-    """A half-precision stream beside a float one, channels-last: the head gets one dtype,
-    contiguous.
-    """
+    """A half-precision stream beside a float one, channels-last: the head gets one, contiguous."""
     network = CONCAT.build()
     handle = attach(network, CONCAT.make_fusion(), CONCAT.adapter())
-    plugin = network.gmmt_fusion
     _, search = images()
     maps = [
         network.rgb(search[:, :3]).bfloat16(),
         network.tir(search[:, 3:]).to(memory_format=torch.channels_last),
     ]
-    current = plugin.enter()
-    fused = current.fuse(maps, lambda: pytest.fail("the host's fusion is not needed"))
-    plugin.leave(current, whole=True)
+    fused = handle.plugin.fuse_alone(maps, lambda: pytest.fail("the host's fusion is not needed"))
     assert fused.dtype == torch.float32 and fused.is_contiguous()
     assert handle.head(fused).isfinite().all()
 

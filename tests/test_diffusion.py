@@ -55,9 +55,7 @@ def test_eq_2_against_float64() -> None:
 @pytest.mark.parametrize("prediction_type", ["sample", "v_prediction", "epsilon"])
 @pytest.mark.parametrize("steps", [1, 5, 50])
 def test_ddim_against_float64(steps: int, prediction_type: str) -> None:
-    """Song et al. 2021, Eq. 12 with η = 0, trailing timesteps, written out in float64 around the
-    same network.
-    """
+    """Song et al. 2021, Eq. 12 with η = 0, trailing timesteps, in float64, the same network."""
     if prediction_type == "epsilon" and steps == 1:
         pytest.skip("one step of epsilon divides by √ᾱ_T = 5e-5: no float32 result can agree")
     with warnings.catch_warnings():
@@ -94,9 +92,7 @@ def test_ddim_against_float64(steps: int, prediction_type: str) -> None:
 
 
 def test_eq_3_is_ddim_with_eta_1() -> None:
-    """The mean and variance of Eq. 3, in float64, for a step from t to t − 1 with the true noise as
-    prediction.
-    """
+    """The mean and variance of Eq. 3, in float64, from t to t − 1 with the true noise predicted."""
     fusion = build()
     scheduler = type(fusion.method.scheduler).from_config(
         fusion.method.scheduler.config, prediction_type="epsilon"
@@ -126,9 +122,7 @@ def test_eq_3_is_ddim_with_eta_1() -> None:
 def test_weighting_means_the_same_for_every_prediction_type(
     weighting: str, prediction_type: str
 ) -> None:
-    """Whatever the network predicts, the loss is weight(t) · |x_0 − x̂_0|², computed here in
-    float64.
-    """
+    """Whatever the network predicts, the loss is weight(t) · |x_0 − x̂_0|², here in float64."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fusion = build(

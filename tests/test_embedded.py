@@ -80,9 +80,7 @@ def test_boxes_lie_inside_the_frames(severity, frames, size):
 
 
 def test_target_is_where_the_box_says():
-    """Without troubles the inside of the box differs from what surrounds it, in one modality at
-    least.
-    """
+    """Without troubles, the box differs from what surrounds it in one modality at least."""
     from embedded.scene import Scene
 
     for seed in range(6):

@@ -1,6 +1,4 @@
-"""The optimised inference path: the same maps, by less work, and nothing that a user would notice
-beside that.
-"""
+"""The fast path: the same maps by less work, and nothing else that a user would notice."""
 
 import copy
 import dataclasses

@@ -1,6 +1,4 @@
-"""The fusion module: its numbers against plain references, every shape it promises, and its
-errors.
-"""
+"""The fusion module: calibration, every shape and dtype it promises, noise, GAN, presets."""
 
 from typing import Any
 
@@ -16,9 +14,7 @@ from gmmt_fusion import GenerativeFusion
 @pytest.mark.parametrize("method", ["diffusion", "cgan", "raw"])
 @pytest.mark.parametrize("prediction_type", ["sample", "v_prediction"])
 def test_calibration_starts_at_the_host(kernel: str, method: str, prediction_type: str) -> None:
-    """A host whose fusion is linear is met exactly, whatever its channels' scales; a dead channel
-    does no harm.
-    """
+    """A host whose fusion is linear is met exactly, at any scale; a dead channel does no harm."""
     torch.manual_seed(1)
     size = int(kernel[4])
     host = nn.Conv2d(16, 8, size, padding=size // 2, padding_mode="zeros", bias=False)

@@ -1,6 +1,4 @@
-"""The law of patching: attaching changes nothing that the user did not ask for, and detaching
-leaves no trace.
-"""
+"""The law of patching: attach changes nothing that was not asked for, detach leaves no trace."""
 
 import copy
 import pickle

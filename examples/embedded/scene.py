@@ -1,6 +1,4 @@
-"""A generated RGB-T scene: who moves where, what goes wrong in which modality and when, and how a
-frame looks.
-"""
+"""A generated RGB-T scene: who moves where, and what goes wrong in which modality and when."""
 
 from __future__ import annotations
 
@@ -19,16 +17,12 @@ ATTRIBUTE_OF = {"dark": "LI", "glare": "HI", "flicker": "AIV", "crossover": "TC"
 
 @lru_cache(maxsize=4)
 def _grain(height: int, width: int) -> np.ndarray:
-    """Unit normal noise (height + 64, width + 64, 3) that frames cut their noise from: drawing it
-    anew is slow.
-    """
+    """Unit normal noise (height + 64, width + 64, 3) for frames to cut from: drawing it is slow."""
     return np.random.default_rng(7).standard_normal((height + 64, width + 64, 3), dtype=np.float32)
 
 
 class Actor:
-    """An object with its poses, its way (frames, 2) of centres and its size (frames, 2) as w, h; in
-    frame pixels.
-    """
+    """An object: its poses, its centres (frames, 2) and its sizes w, h (frames, 2), in pixels."""
 
     def __init__(
         self, poses: list[np.ndarray], centres: np.ndarray, sizes: np.ndarray, stride: int = 3
@@ -172,9 +166,7 @@ class Scene:
             self.attributes.add("MB")
 
     def _pass_by(self, rng, time: float, speed: tuple[float, float], offset: float) -> np.ndarray:
-        """Centres (frames, 2) that come near the target's at the given time, moving steadily
-        relative to it.
-        """
+        """Centres (frames, 2) that pass near the target's at that time, steadily relative to it."""
         angle = rng.uniform(0, 2 * np.pi)
         heading = np.array([np.cos(angle), 0.5 * np.sin(angle)])
         across = np.array([-heading[1], heading[0]]) / np.linalg.norm(heading)
@@ -253,9 +245,7 @@ class Scene:
             self.attributes.add("NO")
 
     def _plan_troubles(self, rng) -> None:
-        """Strength 0..1.5 of every trouble in every frame: mostly one modality suffers, and often
-        it flips.
-        """
+        """Strength 0..1.5 of every trouble in every frame; mostly in one modality at a time."""
         self.troubles = {
             name: np.zeros(self.frames, np.float32) for name in VISIBLE_TROUBLES + INFRARED_TROUBLES
         }

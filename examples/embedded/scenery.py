@@ -1,5 +1,4 @@
-"""Procedural pictures for the generated sequences: paired visible and thermal backgrounds, and
-object sprites.
+"""What generated sequences are drawn of: paired visible and thermal backgrounds, and sprites.
 
 Colours are RGB in 0..255, heat is the thermal intensity in 0..255, alpha is in 0..1; everything is
 float32.
@@ -254,9 +253,7 @@ GROUND = {
 def background(
     rng: np.random.Generator, height: int, width: int
 ) -> tuple[np.ndarray, np.ndarray, str]:
-    """A textured place: visible (height, width, 3), heat (height, width), and the name of the
-    place.
-    """
+    """A textured place: visible (height, width, 3), heat (height, width), and its name."""
     place = list(PLACES)[rng.integers(len(PLACES))]
     canvas = Canvas(height, width, tint(rng, GROUND[place], 6), rng.uniform(75, 125))
     PLACES[place](canvas, rng)
@@ -277,9 +274,7 @@ def background(
 
 @dataclass
 class Look:
-    """What tells one object of a kind from another: colours (3,), heats and the seed of its
-    pattern.
-    """
+    """What tells one object of a kind from another: colours (3,), heats, seeds of its patterns."""
 
     body: np.ndarray
     second: np.ndarray
@@ -333,8 +328,9 @@ def sprite(kind: str, look: Look, phase: int = 0) -> np.ndarray:
 
 
 def shrink(picture: np.ndarray, width: int, height: int) -> np.ndarray:
-    """A sprite (h, w, 5) averaged down to (height, width, 5); OpenCV resizes four channels at
-    most.
+    """A sprite (h, w, 5) averaged down to (height, width, 5).
+
+    In two parts, as OpenCV resizes four channels at most.
     """
     parts = (np.ascontiguousarray(picture[..., :3]), np.ascontiguousarray(picture[..., 3:]))
     return np.dstack(

@@ -122,9 +122,7 @@ def _exposure(rng) -> np.ndarray:
 def _render_some(
     seed: int, frames: int, severity: float, rng, degraded: bool, total: int = 60, size=(320, 256)
 ):
-    """Frames spread over the sequence: visible (H, W, 3) and infrared (H, W) pictures, boxes
-    (frames, 4).
-    """
+    """Frames spread over a sequence: visible (H, W, 3), infrared (H, W), boxes (frames, 4)."""
     scene = Scene(seed, total, size, severity, degraded)
     edges = np.linspace(0, total, frames + 1)
     times = [min(total - 1, int(rng.uniform(a, b))) for a, b in pairwise(edges)]
@@ -173,11 +171,10 @@ def train_stage(
     report: Callable[[str], None] = lambda line: None,
     every: int = 50,
 ) -> SiameseTracker:
-    """Train the given parts on the whole dataset once (one cycle of AdamW); all else stays frozen,
-    in eval mode.
+    """Train the given parts on the whole dataset once, with one cycle of AdamW.
 
-    The state goes to `checkpoint` now and then; an interrupted stage goes on from there with the
-    same pairs.
+    All else stays frozen, in eval mode. The state goes to `checkpoint` now and then; an interrupted
+    stage goes on from there with the same pairs.
     """
     network.to(memory_format=torch.channels_last).eval().requires_grad_(False)
     for part in (trained := list(trained)):
