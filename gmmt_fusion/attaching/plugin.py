@@ -105,6 +105,19 @@ class Plugin(nn.Module):
             return self.override[0]
         return Mode.LEARN if self.training else Mode.GENERATE
 
+    @property
+    def in_forward(self) -> bool:
+        """Whether this thread is inside of a patched module."""
+        current: ForwardPass | None = getattr(self.threads, "current", None)
+        return current is not None and current.depth > 0
+
+    @property
+    def uses_new_head(self) -> bool:
+        """Whether the host's head is not the one in use."""
+        current: ForwardPass | None = getattr(self.threads, "current", None)
+        mode = self.mode if current is None or current.depth == 0 else current.mode
+        return mode is Mode.GENERATE or mode is Mode.LEARN
+
     def enter(self) -> "ForwardPass":
         """The pass that this thread is in, or a new one, for a call of a patched module.
 
