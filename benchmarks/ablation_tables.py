@@ -1,4 +1,4 @@
-"""The tables and the picture of benchmarks/ablation.py, from the results of its runs."""
+"""The tables and the figure of benchmarks/ablation.py, from the results of its runs."""
 
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ def interval(differences: np.ndarray, draws: int = 10_000) -> dict[str, float]:
     return {"mean": float(differences.mean()), "low": float(low), "high": float(high)}
 
 
-def tracked(results: list[dict[str, Any]], setting: str, metric: str = "SR") -> np.ndarray:
+def stack_scores(results: list[dict[str, Any]], setting: str, metric: str = "SR") -> np.ndarray:
     """(seeds, sequences), percent."""
     return np.array(
         [[s[metric] for s in result["sequences"][setting].values()] for result in results]
@@ -59,7 +59,7 @@ def differences(
         "loss": float(loss.mean()),
         "loss_deviation_over_seeds": spread(loss),
         "pairs_SR": interval(pairs(one, setting) - pairs(other, setting)),
-        "SR": interval(tracked(one, setting) - tracked(other, setting)),
+        "SR": interval(stack_scores(one, setting) - stack_scores(other, setting)),
     }
 
 
@@ -68,7 +68,7 @@ def summary(rows: Runs) -> list[dict[str, Any]]:
     entries = []
     for label, results in rows.items():
         for setting in SETTINGS:
-            loss, table = losses(results, setting), tracked(results, setting)
+            loss, table = losses(results, setting), stack_scores(results, setting)
             entries.append(
                 {
                     "row": label,
@@ -77,7 +77,10 @@ def summary(rows: Runs) -> list[dict[str, Any]]:
                     "loss": float(loss.mean()),
                     "loss_deviation_over_seeds": spread(loss),
                     "pairs_SR": float(pairs(results, setting).mean()),
-                    **{m: float(tracked(results, setting, m).mean()) for m in ("PR", "NPR", "SR")},
+                    **{
+                        m: float(stack_scores(results, setting, m).mean())
+                        for m in ("PR", "NPR", "SR")
+                    },
                     "SR_deviation_over_seeds": spread(table.mean(1)),
                     "over_base": differences(results, rows["base"], setting),
                 }

@@ -120,7 +120,11 @@ class Empty(nn.Module):
 def build_host(bench: Any, name: str, dtype: torch.dtype) -> Host:
     """The host of a name: of our own making, or real, from a checkout in the folder HOSTS."""
     if name in REAL_HOSTS:
-        return siamban_host(bench, name) if name.startswith("siamban") else real_host(bench, name)
+        return (
+            build_siamban_host(bench, name)
+            if name.startswith("siamban")
+            else build_real_host(bench, name)
+        )
     if name == "embedded":
         from embedded.siamese import SEARCH_MAP, SEARCH_SIZE, TEMPLATE_SIZE, load_tracker
 
@@ -140,7 +144,7 @@ def build_host(bench: Any, name: str, dtype: torch.dtype) -> Host:
     return Host(network, lambda: network(*images), network.norm.normalized_shape[0], 16, "fuse")
 
 
-def real_host(bench: Any, name: str) -> Host:
+def build_real_host(bench: Any, name: str) -> Host:
     """The whole frame of an unedited TBSI or ViPT of random weights, crop and box included."""
     import host_compat
     from embedded.sequences import generate_sequence
@@ -163,7 +167,7 @@ def real_host(bench: Any, name: str) -> Host:
 
 
 @cache
-def siamban_example(name: str) -> tuple[Any, Any]:
+def load_siamban_example(name: str) -> tuple[Any, Any]:
     """examples/siamban.py and its host's config, which can be made only once.
 
     The file has the name of its host's package, so it is loaded under another one.
@@ -176,11 +180,11 @@ def siamban_example(name: str) -> tuple[Any, Any]:
     return example, example.configure(Path(os.environ["HOSTS"], folder), levels)
 
 
-def siamban_host(bench: Any, name: str) -> Host:
+def build_siamban_host(bench: Any, name: str) -> Host:
     """The whole frame of the two-stream baseline of an unedited siamban of random weights."""
     from embedded.sequences import generate_sequence
 
-    example, cfg = siamban_example(name)
+    example, cfg = load_siamban_example(name)
     from siamban.tracker.tracker_builder import build_tracker
 
     sequence = generate_sequence(3, frames=2)

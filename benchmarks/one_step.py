@@ -110,7 +110,7 @@ def main() -> None:
 
     rows.sort(key=lambda row: sum(row["errors"]))
     lines = [
-        "| prediction | weighting | share of t = T | one-step error, a number a seed |",
+        "| prediction | weighting | fraction of t = T | one-step error, a number a seed |",
         "|---|---|---|---|",
     ]
     lines += [

@@ -82,11 +82,20 @@ def assert_same(results: list[Tensor], expected: list[Tensor]) -> None:
         assert (result - x).abs().max() <= 1e-4 * x.abs().max()
 
 
+def wants_torch_2_7(*arguments: Any) -> Any:
+    """For what torch 2.6 fails on by itself: a slice of a ModuleList, some shapes in ONNX."""
+    old = torch.__version__ < "2.7"
+    return pytest.param(*arguments, marks=pytest.mark.skipif(old, reason="wants torch 2.7"))
+
+
 @pytest.mark.filterwarnings(
     "ignore:The tensor attribute self.network.zf was assigned"
 )  # the template's, by the host
 @pytest.mark.parametrize("optimized", [False, True], ids=["plain", "optimized"])
-@pytest.mark.parametrize("build", [uvit, unet, embedded, tbsi])
+@pytest.mark.parametrize(
+    "build",
+    [uvit, wants_torch_2_7(unet), embedded, tbsi],
+)
 def test_torch_export(build: Any, optimized: bool) -> None:
     module, args, kwargs = build(optimized)
     with torch.no_grad():
@@ -96,7 +105,9 @@ def test_torch_export(build: Any, optimized: bool) -> None:
         assert_same(outputs(module(*args, **kwargs)), expected)  # exporting left nothing behind
 
 
-@pytest.mark.parametrize(("build", "optimized"), [(uvit, False), (unet, True), (embedded, True)])
+@pytest.mark.parametrize(
+    ("build", "optimized"), [(uvit, False), (unet, True), wants_torch_2_7(embedded, True)]
+)
 def test_onnx(build: Any, optimized: bool, tmp_path: Path) -> None:
     for name in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(

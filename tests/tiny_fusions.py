@@ -8,14 +8,10 @@ from torch import Tensor, nn
 from gmmt_fusion import GenerativeFusion
 
 TINY: dict[str, Any] = {"network_config": {"width": 16, "heads": 2}}
-
-
 NETWORKS = {
     "uvit": TINY,
     "unet": {"network": "unet", "network_config": {"widths": (8, 16, 24), "depth": 1}},
 }
-
-
 COMBINATIONS = [
     (method, network) for method in ("diffusion", "cgan", "raw") for network in NETWORKS
 ]

@@ -7,7 +7,8 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-from .scenery import ASPECTS, PHASES, Canvas, Look, background, muted, noise_map, shrink, sprite
+from .scenery import Canvas, background, muted, noise_map
+from .sprites import ASPECTS, PHASES, Look, shrink, sprite
 
 MARGIN = 96  # how far the camera may travel, pixels
 VISIBLE_TROUBLES = ("dark", "glare", "flicker", "smoke")
@@ -45,14 +46,14 @@ class Actor:
             return
         levels = self.pyramids[(t // self.stride) % len(self.pyramids)]
         # The coarsest level that is still as fine as the drawn size: no aliasing.
-        picture = next((level for level in reversed(levels) if level.shape[0] >= h), levels[0])
-        sx, sy = w / picture.shape[1], h / picture.shape[0]
+        image = next((level for level in reversed(levels) if level.shape[0] >= h), levels[0])
+        sx, sy = w / image.shape[1], h / image.shape[0]
         matrix = np.array(
             [[sx, 0, x - w / 2 - left + 0.5 * sx - 0.5], [0, sy, y - h / 2 - top + 0.5 * sy - 0.5]]
         )
         size = (right - left, bottom - top)
-        colour = cv2.warpAffine(picture[..., :3], matrix, size)
-        rest = cv2.warpAffine(picture[..., 3:], matrix, size)
+        colour = cv2.warpAffine(image[..., :3], matrix, size)
+        rest = cv2.warpAffine(image[..., 3:], matrix, size)
         alpha = rest[..., 1]
         patch = rgb[top:bottom, left:right]
         patch *= 1 - alpha[..., None]
@@ -64,12 +65,12 @@ class Actor:
 
 def poses_of(kind: str, look: Look) -> list[np.ndarray]:
     """All poses, cut to what any of them covers, so that the box is tight."""
-    pictures = [sprite(kind, look, phase) for phase in range(PHASES.get(kind, 1))]
-    covered = np.max([p[..., 4] for p in pictures], axis=0) > 0.3
+    images = [sprite(kind, look, phase) for phase in range(PHASES.get(kind, 1))]
+    covered = np.max([p[..., 4] for p in images], axis=0) > 0.3
     rows, columns = np.flatnonzero(covered.any(1)), np.flatnonzero(covered.any(0))
     return [
         np.ascontiguousarray(p[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
-        for p in pictures
+        for p in images
     ]
 
 
@@ -188,7 +189,7 @@ class Scene:
         for _ in range(count):  # look-alikes that pass close to the target
             twin, other = rng.integers(3), Look.random(rng, surrounding)
             look = Look(**vars(self.look))
-            if twin == 0:  # alike in the visible picture only
+            if twin == 0:  # alike in the visible image only
                 look.heat, look.hot, look.heat_pattern = other.heat, other.hot, other.heat_pattern
             elif twin == 1:  # alike in heat only
                 look.body, look.second, look.pattern = other.body, other.second, other.pattern
@@ -235,11 +236,11 @@ class Scene:
                     0, row, 48, 1, paint * rng.uniform(0.6, 1.3), warmth * rng.uniform(0.75, 1.2)
                 )
             texture = 0.7 + 0.6 * noise_map(rng, 64, 48, (3, 9, 20), 0.8)
-            picture = np.dstack(
+            image = np.dstack(
                 [panel.rgb * texture[..., None], panel.heat * texture, np.ones_like(texture)]
             )
-            picture = np.clip(picture, 0, 250).astype(np.float32)
-            self.before.append(Actor([picture], centres, np.tile(size, (self.frames, 1))))
+            image = np.clip(image, 0, 250).astype(np.float32)
+            self.before.append(Actor([image], centres, np.tile(size, (self.frames, 1))))
             self.attributes.add("TO" if whole else "PO")
         if not self.attributes & {"TO", "PO"}:
             self.attributes.add("NO")
@@ -283,7 +284,7 @@ class Scene:
             )
         if (
             rng.random() < 0.15 * self.severity and n > 24
-        ):  # the thermal camera's shutter: its picture stands still
+        ):  # the thermal camera's shutter: its image stands still
             begin = int(rng.integers(10, n - 6))
             self.frozen = {t: begin for t in range(begin, begin + int(rng.integers(3, 7)))}
             self.attributes.add("FL")
@@ -323,7 +324,7 @@ class Scene:
         return rgb, heat
 
     def render(self, t: int) -> tuple[np.ndarray, np.ndarray]:
-        """Frame t as visible and infrared pictures, uint8 (H, W, 3) each, RGB order."""
+        """Frame t as visible and infrared images, uint8 (H, W, 3) each, RGB order."""
         rng = np.random.default_rng([self.seed, t])
         rgb, heat = self.draw(t)
         if self.frozen.get(t, t) != t:
@@ -381,11 +382,11 @@ class Scene:
         sigma = self.sigmas[1] + 42 * level["noise"] + 3 * level["washed"]
         return cv2.cvtColor(self._expose(heat, sigma, rng), cv2.COLOR_GRAY2RGB)
 
-    def _expose(self, picture: np.ndarray, sigma: float, rng) -> np.ndarray:
+    def _expose(self, image: np.ndarray, sigma: float, rng) -> np.ndarray:
         """Add noise of sigma grey levels and round to uint8."""
         dx, dy = rng.integers(0, 64, 2)
         grain = _grain(self.height, self.width)[dy : dy + self.height, dx : dx + self.width]
-        if picture.ndim == 2:
+        if image.ndim == 2:
             grain = grain[..., int(rng.integers(3))]
-        noisy = cv2.scaleAdd(np.ascontiguousarray(grain), float(sigma), picture.astype(np.float32))
+        noisy = cv2.scaleAdd(np.ascontiguousarray(grain), float(sigma), image.astype(np.float32))
         return cv2.convertScaleAbs(np.maximum(noisy, 0))

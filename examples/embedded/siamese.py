@@ -155,8 +155,8 @@ class SiameseTracker(nn.Module):
         features = []
         for name in self.modalities:
             first = 3 * MODALITIES.index(name)
-            picture = (crops[:, first : first + 3].to(dtype) - 112) / 64
-            features.append(self.necks[name](self.backbones[name](picture)))
+            image = (crops[:, first : first + 3].to(dtype) - 112) / 64
+            features.append(self.necks[name](self.backbones[name](image)))
         return features
 
     def features(self, crops: Tensor) -> Tensor:
