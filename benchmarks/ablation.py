@@ -248,8 +248,8 @@ def main() -> None:
     text = (
         f"{markdown(entries)}{compared}\n\n"
         f"{options.seeds} seeds, {options.steps} steps of batch {options.batch}; in each setting "
-        f"{options.held_out_pairs[1]} pairs and {options.sequences} tracked sequences of 60 frames, "
-        f"of the {options.split} seeds; ± is the standard deviation over seeds, [ ] the 95 % "
+        f"{options.held_out_pairs[1]} pairs and {options.sequences} tracked sequences of 60 frames "
+        f"of {options.split} seeds; ± is the standard deviation over seeds, [ ] the 95 % "
         "bootstrap interval of the paired difference over seeds and sequences; pairs are counted "
         "by their sequences.\n\n"
         f"`{report['command']}`, {report['seconds'] / 60:.0f} minutes of one core, "

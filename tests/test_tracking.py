@@ -1,7 +1,6 @@
 """Opening sequences, driving trackers over them, and the command `track`."""
 
 import json
-import sys
 
 import cv2
 import embedded_tracker
@@ -23,11 +22,7 @@ from gmmt_fusion.evaluation.sequences import open_sequence
 from gmmt_fusion.evaluation.trackers import hash_networks, load_tracker
 from gmmt_fusion.evaluation.tracking import run
 
-
-@pytest.fixture(autouse=True)
-def clean(monkeypatch):
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(Follower, "images", [])
+pytestmark = pytest.mark.usefixtures("forgetful_tracker")
 
 
 @pytest.mark.parametrize("benchmark", LAYOUTS)

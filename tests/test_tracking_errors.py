@@ -1,7 +1,5 @@
 """What the command `track` refuses: one sentence that names the file, the frame or the option."""
 
-import sys
-
 import cv2
 import numpy as np
 import pytest
@@ -12,11 +10,7 @@ from tracking_commands import command
 from gmmt_fusion.evaluation.sequences import open_sequence, open_sequences
 from gmmt_fusion.evaluation.tracking import run
 
-
-@pytest.fixture(autouse=True)
-def clean(monkeypatch):
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(Follower, "images", [])
+pytestmark = pytest.mark.usefixtures("forgetful_tracker")
 
 
 @pytest.mark.parametrize(
