@@ -1,7 +1,7 @@
 """A pretrained RGB-T tracker, its fusion replaced in two lines and fine-tuned: before and after.
 
-    python examples/quickstart.py               generated sequences, at most five minutes, two cores
-    python examples/quickstart.py --data DIR    your own sequences, in LasHeR's or GTOT's layout
+    python examples/quickstart.py               # generated sequences: minutes on two cores
+    python examples/quickstart.py --data DIR    # your own sequences, in LasHeR's or GTOT's layout
 
 The tracker comes with this repository; the fine-tuning pairs are generated, from other seeds than
 the test sequences. Writes into --out: table.md, results.json, the fused checkpoint `fusion/`,
