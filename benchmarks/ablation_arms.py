@@ -92,8 +92,8 @@ TABLES: dict[str, list[Arm]] = {
         Arm("x_0", BEST),
         *(Arm(name, BEST | {"weighting": name}) for name in ("noise", "min_snr")),
         *(
-            Arm(f"x_0, share of t = T {share:g}", BEST | {"last_timestep_probability": share})
-            for share in (0.0, 1.0)
+            Arm(f"x_0, share of t = T {fraction:g}", BEST | {"last_timestep_probability": fraction})
+            for fraction in (0.0, 1.0)
         ),
     ],
     "prediction": [
@@ -117,7 +117,7 @@ TABLES: dict[str, list[Arm]] = {
     ],
     "noise": [Arm("fixed", BEST), Arm("random", BEST, sampling={"fixed_noise": False})],
     "interpolation": [
-        Arm(f"{share:g}", BEST, interpolation=share) for share in (0.25, 0.5, 0.75, 1.0)
+        Arm(f"{part:g}", BEST, interpolation=part) for part in (0.25, 0.5, 0.75, 1.0)
     ],
     "precision": [
         Arm("float32", BEST),
@@ -128,13 +128,13 @@ TABLES: dict[str, list[Arm]] = {
     ],
     "degradation": [
         Arm(
-            f"{target}, share {share:g}{name}",
+            f"{target}, share {fraction:g}{name}",
             BEST,
-            degradation={"probability": share} | kinds,
+            degradation={"probability": fraction} | kinds,
             twins=target == "twins",
         )
         for target in ("twins", "own pictures")
-        for share, name, kinds in (
+        for fraction, name, kinds in (
             (0.0, "", {}),
             (0.3, "", {}),
             (0.6, "", {}),

@@ -1,4 +1,4 @@
-"""The tables and the picture of benchmarks/ablation.py, from the results of its runs."""
+"""The tables and the figure of benchmarks/ablation.py, from the results of its runs."""
 
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,7 @@ a sequence's pairs, …]}}, "sequences": {setting: {name: scores}}}."""
 
 
 def interval(differences: np.ndarray, draws: int = 10_000) -> dict[str, float]:
-    """The mean of paired differences (seeds, sequences) and its 95 % bootstrap interval over seeds
-    and sequences.
-    """
+    """The mean of paired differences (seeds, sequences), and its 95 % bootstrap interval."""
     random, (seeds, count) = np.random.default_rng(0), differences.shape
     rows, columns = (
         random.integers(seeds, size=(draws, seeds)),
@@ -31,7 +29,7 @@ def interval(differences: np.ndarray, draws: int = 10_000) -> dict[str, float]:
     return {"mean": float(differences.mean()), "low": float(low), "high": float(high)}
 
 
-def tracked(results: list[dict[str, Any]], setting: str, metric: str = "SR") -> np.ndarray:
+def stack_scores(results: list[dict[str, Any]], setting: str, metric: str = "SR") -> np.ndarray:
     """(seeds, sequences), percent."""
     return np.array(
         [[s[metric] for s in result["sequences"][setting].values()] for result in results]
@@ -61,18 +59,16 @@ def differences(
         "loss": float(loss.mean()),
         "loss_deviation_over_seeds": spread(loss),
         "pairs_SR": interval(pairs(one, setting) - pairs(other, setting)),
-        "SR": interval(tracked(one, setting) - tracked(other, setting)),
+        "SR": interval(stack_scores(one, setting) - stack_scores(other, setting)),
     }
 
 
 def summary(rows: Runs) -> list[dict[str, Any]]:
-    """One entry a row and setting: means, deviation over seeds, and the paired difference to the
-    base.
-    """
+    """One entry for each row and setting: means, deviations, paired differences to the base."""
     entries = []
     for label, results in rows.items():
         for setting in SETTINGS:
-            loss, table = losses(results, setting), tracked(results, setting)
+            loss, table = losses(results, setting), stack_scores(results, setting)
             entries.append(
                 {
                     "row": label,
@@ -81,7 +77,10 @@ def summary(rows: Runs) -> list[dict[str, Any]]:
                     "loss": float(loss.mean()),
                     "loss_deviation_over_seeds": spread(loss),
                     "pairs_SR": float(pairs(results, setting).mean()),
-                    **{m: float(tracked(results, setting, m).mean()) for m in ("PR", "NPR", "SR")},
+                    **{
+                        m: float(stack_scores(results, setting, m).mean())
+                        for m in ("PR", "NPR", "SR")
+                    },
                     "SR_deviation_over_seeds": spread(table.mean(1)),
                     "over_base": differences(results, rows["base"], setting),
                 }
@@ -130,9 +129,7 @@ def markdown(entries: list[dict[str, Any]]) -> str:
 
 
 def against(winner: str, rows: Runs) -> list[dict[str, Any]]:
-    """The paired differences of one row to every other on the same pictures: a control is to be
-    beaten, too.
-    """
+    """The paired differences of one row to every other on the same images, controls included."""
     labels = (winner, winner + UNDEGRADED)
     return [
         {

@@ -37,7 +37,7 @@ Loss = Callable[[nn.Module, dict[str, Tensor]], Tensor]
 
 
 class RandomPairs(Dataset):
-    """Crops of noise: what a picture shows does not change how long it takes."""
+    """Crops of noise: what an image shows does not change how long it takes."""
 
     def __init__(self, length: int) -> None:
         self.length = length
@@ -53,11 +53,11 @@ class RandomPairs(Dataset):
         }
 
 
-def vit_b(samples: int) -> dict[str, Any]:
-    def through(network: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+def build_vit_b(samples: int) -> dict[str, Any]:
+    def compute_loss(network: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         return (network(batch["template"], batch["search"]) - batch["label"]).square().mean()
 
-    def cached(network: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    def compute_cached_loss(network: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         return (network(batch) - batch["label"]).square().mean()
 
     return {
@@ -65,15 +65,15 @@ def vit_b(samples: int) -> dict[str, Any]:
         "fusion": GenerativeFusion.preset("small", 768),
         "data": RandomPairs(samples),
         "adapter": ModuleAdapter("fuse", "head"),
-        "through": through,
-        "cached": cached,
+        "through": compute_loss,
+        "cached": compute_cached_loss,
         "labels": ["label"],
         "forward": lambda network, batch: network(batch["template"], batch["search"]),
     }
 
 
-def embedded(samples: int) -> dict[str, Any]:
-    def cached(network: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+def build_embedded(samples: int) -> dict[str, Any]:
+    def compute_cached_loss(network: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         cls, loc = network(batch)
         return classification_loss(cls, batch["label_cls"]) + iou_loss(
             loc, batch["label_loc"], batch["label_cls"] == 1
@@ -84,22 +84,22 @@ def embedded(samples: int) -> dict[str, Any]:
         "fusion": GenerativeFusion.preset("small", 64, SEARCH_MAP),
         "data": PairDataset(TRAIN_SEEDS, sequences=8, length=samples),
         "adapter": ModuleAdapter("fusion", "head", size=SEARCH_MAP),
-        "cached": cached,
+        "cached": compute_cached_loss,
         "through": lambda network, batch: network(batch)["total_loss"],
         "labels": ["label_cls", "label_loc"],
         "forward": lambda network, batch: network(batch),
     }
 
 
-def epoch_time(handle: Any, loader: DataLoader, loss: Loss, folder: Path) -> float:
+def measure_epoch(handle: Any, loader: DataLoader, loss: Loss, folder: Path) -> float:
     """Seconds for each sample, without the first step, which warms up."""
     times: list[float] = []
 
-    def timed(network: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    def time_step(network: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         times.append(time.perf_counter())
         return loss(network, batch)
 
-    fine_tune(handle, loader, timed, folder, epochs=1, progress=False)
+    fine_tune(handle, loader, time_step, folder, epochs=1, progress=False)
     steps = [after - before for before, after in itertools.pairwise(times[1:])]
     return statistics.median(steps) / loader.batch_size
 
@@ -118,8 +118,8 @@ def measure(host: dict[str, Any], batch: int, dtype: str | None, folder: Path) -
         targets=lambda data: {name: data[name] for name in host["labels"]},
     )
     filled = (time.perf_counter() - started) / len(cache)
-    through = epoch_time(handle, loader, host["through"], folder / "through")
-    cached = epoch_time(
+    through = measure_epoch(handle, loader, host["through"], folder / "through")
+    cached = measure_epoch(
         handle, DataLoader(cache, batch, shuffle=True), host["cached"], folder / "from cache"
     )
     return {
@@ -159,7 +159,9 @@ def main() -> None:
     }
     for name in options.hosts:
         torch.manual_seed(0)
-        host = {"embedded": embedded, "vit_b": vit_b}[name](options.steps * options.batch)
+        host = {"embedded": build_embedded, "vit_b": build_vit_b}[name](
+            options.steps * options.batch
+        )
         with tempfile.TemporaryDirectory() as folder:
             report["rows"][name] = measure(host, options.batch, options.dtype, Path(folder))
     lines = [

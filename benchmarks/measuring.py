@@ -33,11 +33,10 @@ REAL_HOSTS: dict[str, tuple[str, Any]] = {
 
 
 class ViTB(nn.Module):
-    """A two-stream tracker with the sizes of TBSI: ViT-B on 2 × 320 tokens, a 3×3 convolution that
-    fuses, and a head.
+    """A two-stream tracker with the sizes of TBSI.
 
-    Template (B, 6, 128, 128) and search (B, 6, 256, 256) to scores, offsets and sizes, (B, 5, 16,
-    16).
+    ViT-B on 2 × 320 tokens, a 3×3 convolution that fuses, and a head: template (B, 6, 128, 128) and
+    search (B, 6, 256, 256) to scores, offsets and sizes (B, 5, 16, 16).
     """
 
     def __init__(self, width: int = 768, depth: int = 12) -> None:
@@ -87,8 +86,10 @@ class Towers(nn.Module):
 
 
 class Host(NamedTuple):
-    """A tracker to attach to, one frame of it, the channels and side of its maps, and the name of
-    its fusion; None is one that is recognised."""
+    """A tracker to attach to, one frame of it, and the channels and side of its maps.
+
+    point: the name of its fusion; None where the host is recognised.
+    """
 
     tracker: Any
     run: Callable[[], Any]
@@ -117,11 +118,13 @@ class Empty(nn.Module):
 
 
 def build_host(bench: Any, name: str, dtype: torch.dtype) -> Host:
-    """The host of a name: of our own making, or real, from a checkout in the folder that HOSTS
-    names.
-    """
+    """The host of a name: of our own making, or real, from a checkout in the folder HOSTS."""
     if name in REAL_HOSTS:
-        return siamban_host(bench, name) if name.startswith("siamban") else real_host(bench, name)
+        return (
+            build_siamban_host(bench, name)
+            if name.startswith("siamban")
+            else build_real_host(bench, name)
+        )
     if name == "embedded":
         from embedded.siamese import SEARCH_MAP, SEARCH_SIZE, TEMPLATE_SIZE, load_tracker
 
@@ -141,10 +144,8 @@ def build_host(bench: Any, name: str, dtype: torch.dtype) -> Host:
     return Host(network, lambda: network(*images), network.norm.normalized_shape[0], 16, "fuse")
 
 
-def real_host(bench: Any, name: str) -> Host:
-    """An unedited TBSI or ViPT of random weights, and its tracker's whole frame, crop and box
-    included.
-    """
+def build_real_host(bench: Any, name: str) -> Host:
+    """The whole frame of an unedited TBSI or ViPT of random weights, crop and box included."""
     import host_compat
     from embedded.sequences import generate_sequence
 
@@ -166,9 +167,10 @@ def real_host(bench: Any, name: str) -> Host:
 
 
 @cache
-def siamban_example(name: str) -> tuple[Any, Any]:
-    """examples/siamban.py, whose name is that of its host's package, and the config, which can be
-    made once.
+def load_siamban_example(name: str) -> tuple[Any, Any]:
+    """examples/siamban.py and its host's config, which can be made only once.
+
+    The file has the name of its host's package, so it is loaded under another one.
     """
     path = Path(__file__).parents[1] / "examples" / "siamban.py"
     spec: Any = importlib.util.spec_from_file_location("siamban_example", path)
@@ -178,13 +180,11 @@ def siamban_example(name: str) -> tuple[Any, Any]:
     return example, example.configure(Path(os.environ["HOSTS"], folder), levels)
 
 
-def siamban_host(bench: Any, name: str) -> Host:
-    """The two-stream baseline of an unedited siamban of random weights, and its tracker's whole
-    frame.
-    """
+def build_siamban_host(bench: Any, name: str) -> Host:
+    """The whole frame of the two-stream baseline of an unedited siamban of random weights."""
     from embedded.sequences import generate_sequence
 
-    example, cfg = siamban_example(name)
+    example, cfg = load_siamban_example(name)
     from siamban.tracker.tracker_builder import build_tracker
 
     sequence = generate_sequence(3, frames=2)
@@ -219,9 +219,7 @@ class MeanFusion(GenerativeFusion):
 
 
 class Kept(nn.Module):
-    """The fusion in the host's place by hand: nothing is frozen, so that the host's graph is
-    kept.
-    """
+    """The fusion put in by hand: nothing is frozen, and the host's graph is kept."""
 
     def __init__(self, own: nn.Module, fusion: GenerativeFusion) -> None:
         super().__init__()

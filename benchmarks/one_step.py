@@ -1,9 +1,8 @@
-"""Which training of the diffusion gives the best one-step sample: loss weighting, prediction type,
-timesteps.
+"""Which training of the diffusion gives the best one-step sample.
 
-Trains the generative loss alone on the embedded tracker's features and measures, on held-out
-sequences, how far one step from pure noise lands from the host's fused map: |fused* − fused|² /
-|fused − mean|², 0 for the host itself.
+Compares loss weightings, prediction types and timesteps: trains the generative loss alone on the
+embedded tracker's features and measures, on held-out sequences, how far one step from pure noise
+lands from the host's fused map: |fused* − fused|² / |fused − mean|², 0 for the host itself.
 
     python benchmarks/one_step.py --out benchmarks/results
 """
@@ -111,7 +110,7 @@ def main() -> None:
 
     rows.sort(key=lambda row: sum(row["errors"]))
     lines = [
-        "| prediction | weighting | share of t = T | one-step error, a number a seed |",
+        "| prediction | weighting | fraction of t = T | one-step error, a number a seed |",
         "|---|---|---|---|",
     ]
     lines += [

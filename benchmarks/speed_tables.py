@@ -55,17 +55,19 @@ def of_kind(rows: Report, kind: str) -> Iterator[tuple[Any, Report]]:
     return ((name[1:], row) for name, row in rows.items() if name[0] == kind)
 
 
-def shares(rows: Report, row: Report, at: Report, path: str) -> tuple[float, float]:
-    """Of the matrix rate, and of the roofline: no faster than the products at full rate, nor than
-    reading the weights once. Both limits are the highest of the whole run, as in one row they may
-    have been disturbed."""
+def fractions(rows: Report, row: Report, at: Report, path: str) -> tuple[float, float]:
+    """Fractions of the matrix rate and of the roofline that a path reaches.
+
+    The roofline is no faster than the products at full rate, nor than reading the weights once.
+    Both limits are the highest of the whole run, as in one row they may have been disturbed.
+    """
     batches = [at for _, other in of_kind(rows, "inference") for at in other["batches"].values()]
     rate, bandwidth = (
         max(at[limit] for at in batches) for limit in ("matrix_gflops", "bandwidth_gb_s")
     )
     seconds = at["paths"][path]["fastest_ms"] / 1e3
-    share = at["gflop"] / rate / seconds
-    return share, max(share, 4e-9 * row["parameters"] / bandwidth / seconds)
+    fraction = at["gflop"] / rate / seconds
+    return fraction, max(fraction, 4e-9 * row["parameters"] / bandwidth / seconds)
 
 
 def inference(rows: Report) -> list[str]:
@@ -90,7 +92,7 @@ def inference(rows: Report) -> list[str]:
                     *(
                         f"{plain:.0%}, {optimised:.0%}"
                         for plain, optimised in zip(
-                            *(shares(rows, row, at, path) for path in ("plain", "optimised")),
+                            *(fractions(rows, row, at, path) for path in ("plain", "optimised")),
                             strict=True,
                         )
                     ),
@@ -205,9 +207,7 @@ def others(rows: Report) -> list[str]:
 
 
 def goals(rows: Report, quick: bool) -> list[str]:
-    """Each goal against what was measured: ratios of whole frames by the median of rounds, others
-    by the fastest.
-    """
+    """Each goal against what was measured: ratios of frames by the median, else by the fastest."""
     checks: list[
         tuple[str, float, float]
     ] = []  # what, measured, at most; a goal of "at least" is negative
@@ -256,8 +256,8 @@ def goals(rows: Report, quick: bool) -> list[str]:
         if at["paths"] and preset.startswith("paper"):
             checks += [
                 (
-                    f"{preset}, {method}, batch 8, {path}, share of the matrix rate",
-                    -shares(rows, row, at, path)[0],
+                    f"{preset}, {method}, batch 8, {path}, fraction of the matrix rate",
+                    -fractions(rows, row, at, path)[0],
                     -0.6,
                 )
                 for path in ("plain", "optimised")

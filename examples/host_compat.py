@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from embedded.sequences import Sequence, generate_sequence, read_sequence
+from embedded.sequences import RGBTSequence, generate_sequence, read_sequence
 from torch import Tensor, nn
 
 from gmmt_fusion import Attachment
@@ -171,7 +171,7 @@ def track(tracker: object, frames: list[np.ndarray], box: list[float]) -> tuple[
     )
 
 
-def six_channels(sequence: Sequence) -> list[np.ndarray]:
+def six_channels(sequence: RGBTSequence) -> list[np.ndarray]:
     """Frames (H, W, 6), RGB first, as the hosts' trackers take them."""
     return [
         np.concatenate(pair, axis=2)
@@ -180,7 +180,7 @@ def six_channels(sequence: Sequence) -> list[np.ndarray]:
 
 
 def crop_pairs(
-    sequence: Sequence, cfg: object, batch: int, generator: torch.Generator
+    sequence: RGBTSequence, cfg: object, batch: int, generator: torch.Generator
 ) -> dict[str, Tensor]:
     """A batch of pairs as the host's data loader makes them, without its augmentation.
 
@@ -219,9 +219,7 @@ def crop_pairs(
 
 
 def arguments(description: str, config: str) -> argparse.Namespace:
-    """The command line of the examples; `sequence` becomes a Sequence, a generated one if none was
-    named.
-    """
+    """The command line of the examples; `sequence` becomes RGBTSequence, by default generated."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -256,7 +254,7 @@ def arguments(description: str, config: str) -> argparse.Namespace:
     return options
 
 
-def compare(tracker: object, attachment: Attachment, sequence: Sequence, length: int) -> None:
+def compare(tracker: object, attachment: Attachment, sequence: RGBTSequence, length: int) -> None:
     """Track with the generated fused maps, and with the host's own."""
     frames, box = six_channels(sequence)[:length], sequence.boxes_visible[0].tolist()
     boxes, seconds = track(tracker, frames, box)

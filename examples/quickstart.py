@@ -1,7 +1,7 @@
 """A pretrained RGB-T tracker, its fusion replaced in two lines and fine-tuned: before and after.
 
-    python examples/quickstart.py               generated sequences, at most five minutes, two cores
-    python examples/quickstart.py --data DIR    your own sequences, in LasHeR's or GTOT's layout
+    python examples/quickstart.py               # generated sequences: minutes on two cores
+    python examples/quickstart.py --data DIR    # your own sequences, in LasHeR's or GTOT's layout
 
 The tracker comes with this repository; the fine-tuning pairs are generated, from other seeds than
 the test sequences. Writes into --out: table.md, results.json, the fused checkpoint `fusion/`,
@@ -18,7 +18,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from einops import rearrange
-from embedded.sequences import TEST_SEEDS, TRAIN_SEEDS, Sequence, generate_sequence, read_sequences
+from embedded.sequences import (
+    TEST_SEEDS,
+    TRAIN_SEEDS,
+    RGBTSequence,
+    generate_sequence,
+    read_sequences,
+)
 from embedded.siamese import SEARCH_MAP, SiameseTracker, load_tracker
 from embedded.tracking import Tracker, run
 from embedded.training import PairDataset, Scenes, Twins
@@ -116,7 +122,7 @@ def training_folder(options: argparse.Namespace) -> Path:
     )
 
 
-def load_sequences(options: argparse.Namespace) -> list[Sequence]:
+def load_sequences(options: argparse.Namespace) -> list[RGBTSequence]:
     if options.data:
         return read_sequences(options.data)
     seeds = TEST_SEEDS[: options.sequences]
@@ -127,7 +133,7 @@ def load_sequences(options: argparse.Namespace) -> list[Sequence]:
 
 
 def track_all(
-    tracker: SiameseTracker, sequences: list[Sequence], name: str
+    tracker: SiameseTracker, sequences: list[RGBTSequence], name: str
 ) -> tuple[dict[str, np.ndarray], float]:
     """Boxes (N, 4) of every sequence, and frames a second."""
     boxes, seconds = {}, 0.0
@@ -139,7 +145,7 @@ def track_all(
     return boxes, sum(map(len, sequences)) / seconds
 
 
-def score(boxes: dict[str, np.ndarray], sequences: list[Sequence]) -> Scores:
+def score(boxes: dict[str, np.ndarray], sequences: list[RGBTSequence]) -> Scores:
     attributes: dict[str, list[str]] = {}
     for sequence in sequences:
         for attribute in sequence.attributes:
@@ -199,7 +205,7 @@ def write(
 
 def draw_results(
     out: Path,
-    sequences: list[Sequence],
+    sequences: list[RGBTSequence],
     boxes: dict[str, dict[str, np.ndarray]],
     scores: dict[str, Scores],
     handle: Attachment,
@@ -224,7 +230,7 @@ def draw_results(
         draw_maps(handle, sequence, out / f"features_{rank}.png", title)
 
 
-def draw_maps(handle: Attachment, sequence: Sequence, path: Path, title: str) -> None:
+def draw_maps(handle: Attachment, sequence: RGBTSequence, path: Path, title: str) -> None:
     """Draw one search patch around the true place, and the maps of its modalities and fusions."""
     middle = len(sequence) // 2
     tracker = Tracker(handle.network)

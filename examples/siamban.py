@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from embedded.sequences import Sequence, generate_sequence, read_sequence
+from embedded.sequences import RGBTSequence, generate_sequence, read_sequence
 from torch import Tensor, nn
 
 from gmmt_fusion import GenerativeFusion, attach, load_host_checkpoint
@@ -86,7 +86,7 @@ def weights(path: Path) -> dict[str, Tensor]:
     }
 
 
-def frames(sequence: Sequence) -> list[np.ndarray]:
+def frames(sequence: RGBTSequence) -> list[np.ndarray]:
     """H×W×6, BGR and thermal, as siamban's own loader would give each."""
     return [
         np.dstack([rgb[..., ::-1], tir])
@@ -94,7 +94,7 @@ def frames(sequence: Sequence) -> list[np.ndarray]:
     ]
 
 
-def batches(cfg: Any, sequence: Sequence, size: int) -> Batches:
+def batches(cfg: Any, sequence: RGBTSequence, size: int) -> Batches:
     """Pairs with labels, as siamban's BANDataset gives them, without its augmentation, for some of
     the channels.
     """
@@ -217,7 +217,7 @@ def settle(model: nn.Module, batch: dict[str, Tensor]) -> None:
     model.eval()
 
 
-def track(tracker: Any, sequence: Sequence, count: int) -> str:
+def track(tracker: Any, sequence: RGBTSequence, count: int) -> str:
     """siamban's own tracker, unchanged."""
     video = frames(sequence)[:count]
     tracker.init(video[0], sequence.boxes_visible[0])

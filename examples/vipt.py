@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import host_compat
 import torch
-from embedded.sequences import Sequence
+from embedded.sequences import RGBTSequence
 from torch import Tensor, nn
 
 from gmmt_fusion import GenerativeFusion, attach
@@ -75,7 +75,7 @@ def training_batch(pairs: dict[str, Tensor], tracker: object) -> dict:
 
 
 def fine_tune(
-    tracker: object, fusion: GenerativeFusion, sequence: Sequence, steps: int, batch: int
+    tracker: object, fusion: GenerativeFusion, sequence: RGBTSequence, steps: int, batch: int
 ) -> None:
     """Stage 2 of the paper, Loss_track + 5 · Loss_gen, for the fusion and its new head only."""
     cfg, generator = tracker.cfg, torch.Generator().manual_seed(0)

@@ -114,9 +114,7 @@ class PromptBlock(nn.Module):
 
 
 class PromptedTransformer(nn.Module):
-    """ViPT's backbone of two streams: a prompt block for each block (vipt_deep) or for the first
-    (vipt_shaw).
-    """
+    """ViPT's backbone of two streams: prompts for each block (vipt_deep) or one (vipt_shaw)."""
 
     def __init__(self, depth: int = 3, prompts: int = 3, eliminate: bool = True) -> None:
         super().__init__()

@@ -1,6 +1,4 @@
-"""A tiny tracker with SiamBAN's contract: class names, `template`, `track`, `forward`, the crop in
-the neck.
-"""
+"""A tiny tracker with SiamBAN's contract: class names, `template`, `track`, the neck's crop."""
 
 from typing import Any
 
@@ -20,9 +18,7 @@ def layer(inputs: int, outputs: int) -> nn.Sequential:
 
 
 class Backbone(nn.Module):
-    """Crops (B, 3, H, W) to maps of stride 8, one for each of `used_layers`; a lambda where a layer
-    is not used.
-    """
+    """Crops (B, 3, H, W) to maps of stride 8, one for each of `used_layers`."""
 
     def __init__(self, used_layers: list[int]) -> None:
         super().__init__()
@@ -130,9 +126,7 @@ class ModelBuilder(nn.Module):
 
 
 def single(levels: int = 1, seed: int = 0) -> ModelBuilder:
-    """A model of one modality in eval mode, its BatchNorms not at their start; always the same for
-    a seed.
-    """
+    """A model of one modality in eval mode, its BatchNorms not at their start, by seed."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = ModelBuilder(levels).eval()
@@ -148,9 +142,7 @@ def single(levels: int = 1, seed: int = 0) -> ModelBuilder:
 
 
 def build(levels: int = 1) -> nn.Module:
-    """An RGB-T model of two differently trained ones in eval mode, its fusion no longer at its
-    start.
-    """
+    """An RGB-T model of two differently trained ones in eval mode, its fusion not at its start."""
     model = siamban.two_stream(single(levels), single(levels, seed=1))
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():

@@ -13,8 +13,15 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import ablation
 import ablation_arms
+import ablation_scoring
 import ablation_tables
+import ablation_training
 from embedded.sequences import TRAIN_SEEDS, generate_sequence
+from embedded.training import Scenes
+from torch.utils.data import DataLoader
+
+from gmmt_fusion.evaluation.metrics import evaluate
+from gmmt_fusion.training import CachedFeatures
 
 
 def result(seed: int, values: list[float], parameters: int = 10) -> dict[str, Any]:
@@ -81,7 +88,7 @@ def test_differences_are_paired() -> None:
     )
 
 
-def test_what_is_compared_saw_the_same_pictures() -> None:
+def test_what_is_compared_saw_the_same_images() -> None:
     rows = {
         name + suffix: [result(0, [value + 100 * bool(suffix)])]
         for suffix in ("", ablation_tables.UNDEGRADED)
@@ -94,19 +101,19 @@ def test_what_is_compared_saw_the_same_pictures() -> None:
 
 
 def test_success_of_pairs_is_that_of_their_boxes() -> None:
-    """Against the success rate of the same boxes, (x, y, w, h), by gmmt_fusion.evaluation.metrics."""
+    """Against gmmt_fusion's success rate of the same boxes, (x, y, w, h)."""
     random = np.random.default_rng(0)
     point = random.uniform(50, 60, (200, 2))
     found, truth = (random.uniform(2, 30, (200, 4)) for _ in range(2))
-    overlap = ablation.overlaps(*(torch.from_numpy(x) for x in (found, truth)))
+    overlap = ablation_scoring.overlaps(*(torch.from_numpy(x) for x in (found, truth)))
     boxes = [np.concatenate([point - x[:, :2], x[:, :2] + x[:, 2:]], 1) for x in (found, truth)]
-    expected = ablation.evaluate({"s": boxes[0]}, {"s": boxes[1]}, "rgbt234").MSR
-    assert ablation.success(overlap).mean().item() == pytest.approx(expected)
+    expected = evaluate({"s": boxes[0]}, {"s": boxes[1]}, "rgbt234").MSR
+    assert ablation_scoring.success(overlap).mean().item() == pytest.approx(expected)
 
 
 def test_no_sequence_is_in_two_sets() -> None:
     sets = [set(TRAIN_SEEDS)]
-    for seeds in ablation.SPLITS.values():
+    for seeds in ablation_scoring.SPLITS.values():
         sets += [set(seeds[:5000]), set(seeds[5000:])]
     assert sum(map(len, sets)) == len(set.union(*sets))
 
@@ -115,8 +122,8 @@ def test_no_sequence_is_in_two_sets() -> None:
     "arm",
     [
         ablation_arms.HEAD,
-        ablation.Arm("", ablation_arms.RAW, control="convolution"),
-        ablation.Arm(
+        ablation_arms.Arm("", ablation_arms.RAW, control="convolution"),
+        ablation_arms.Arm(
             "DM",
             ablation_arms.BEST | {"network_config": {"widths": [32], "depth": 1}},
             sampling={"steps": 2},
@@ -126,7 +133,7 @@ def test_no_sequence_is_in_two_sets() -> None:
     ids=["head", "convolution", "diffusion"],
 )
 def test_a_run_from_end_to_end(
-    arm: ablation.Arm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arm: ablation_arms.Arm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = argparse.Namespace(
         work=tmp_path,
@@ -137,17 +144,19 @@ def test_a_run_from_end_to_end(
         sequences=1,
         split="validation",
         bfloat16=False,
+        calibration_pairs=(2, 16),
+        held_out_pairs=(2, 16),
     )
-    for kind in ("CALIBRATION_PAIRS", "HELD_OUT_PAIRS"):
-        monkeypatch.setattr(ablation, kind, (2, 16))
-    ablation.prepare([ablation.BASE, arm], options)
-    short = [ablation.generate_sequence(ablation.SPLITS["validation"][0], frames=6)]
-    monkeypatch.setattr(ablation, "sequences", lambda *_: short)
-    handle = ablation.built(arm, 0, ablation.CachedFeatures(tmp_path / ablation.CALIBRATION))
+    ablation.prepare([ablation_arms.BASE, arm], options)
+    short = [generate_sequence(ablation_scoring.SPLITS["validation"][0], frames=6)]
+    monkeypatch.setattr(ablation_scoring, "sequences", lambda *_: short)
+    handle = ablation_training.build(
+        arm, 0, CachedFeatures(tmp_path / ablation_training.CALIBRATION)
+    )
     before = {name: p.detach().clone() for name, p in handle.fusion.named_parameters()}
-    found = ablation.measured(arm, 0, options)
+    found = ablation.measure(arm, 0, options)
     assert all(0 <= v["SR"] <= 100 for table in found["sequences"].values() for v in table.values())
-    fusion = ablation.trained(arm, 0, options).fusion
+    fusion = ablation_training.train(arm, 0, options).fusion
     trained = dict(fusion.named_parameters())
     moved = any(
         not x.equal(fusion.get_buffer(name))
@@ -159,21 +168,21 @@ def test_a_run_from_end_to_end(
         name.split(".")[0] for name, value in before.items() if not value.equal(trained[name])
     }
     assert changed == ({"head"} if arm.control == "head" else {"head", "network", "residual"})
-    monkeypatch.setattr(ablation, "trained", None)  # a run that is finished is not run again
-    assert ablation.measured(arm, 0, options) == found
+    monkeypatch.setattr(ablation, "train", None)  # a run that is finished is not run again
+    assert ablation.measure(arm, 0, options) == found
 
 
 def test_starts(tmp_path: Path) -> None:
-    """With other numbers, but the same residual path, a fusion starts as near to the host's fused
-    map.
-    """
+    """With other numbers, but the same residual path, a fusion starts as near to the host's map."""
     ablation.write_features(tmp_path, TRAIN_SEEDS, 2, 16)
-    features = ablation.CachedFeatures(tmp_path)
-    batch = next(iter(ablation.DataLoader(features, 16)))
+    features = CachedFeatures(tmp_path)
+    batch = next(iter(DataLoader(features, 16)))
     maps, fused = [batch[f"feature_{i}"].float() for i in (0, 1)], batch["fused"].float()
 
     def error(**options: Any) -> float:
-        fusion = ablation.built(ablation.Arm("", ablation_arms.BEST, **options), 0, features).fusion
+        fusion = ablation_training.build(
+            ablation_arms.Arm("", ablation_arms.BEST, **options), 0, features
+        ).fusion
         return float((fusion(*maps) - fused).square().mean() / fused.var())
 
     for scale in (None, 0.1, 1.0, 10.0):
@@ -182,29 +191,27 @@ def test_starts(tmp_path: Path) -> None:
 
 
 def test_twins_are_one_scene(tmp_path: Path) -> None:
-    """Of `Twins` the target is the host's map of the clean scene, and the features are those of the
-    degraded one.
-    """
+    """The target of `Twins` is the host's map of the clean scene, the features are the degraded."""
     kinds = {
         "degraded": (None, True),
         "clean": (None, False),
-        "twins": (ablation.Scenes(0.0), None),
+        "twins": (Scenes(0.0), None),
     }
     for name, (degradation, degraded) in kinds.items():
         options = {} if degraded is None else {"degraded": degraded}
         ablation.write_features(tmp_path / name, TRAIN_SEEDS, 2, 8, degradation, **options)
-    bad, good, twins = (ablation.CachedFeatures(tmp_path / name)[5] for name in kinds)
+    bad, good, twins = (CachedFeatures(tmp_path / name)[5] for name in kinds)
     assert not bad["fused"].equal(good["fused"])
     assert twins["fused"].equal(good["fused"])
     for name in ("feature_0", "feature_1", "head_0", "label_loc"):
         assert twins[name].equal(bad[name]), name
 
 
-def test_undegraded_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ablation, "CALIBRATION_PAIRS", (2, 16))
-    monkeypatch.setattr(ablation, "HELD_OUT_PAIRS", (4, 32))
+def test_undegraded_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        ablation, "generate_sequence", lambda seed, **k: generate_sequence(seed, frames=5, **k)
+        ablation_scoring,
+        "generate_sequence",
+        lambda seed, **k: generate_sequence(seed, frames=5, **k),
     )
     options = argparse.Namespace(
         work=tmp_path,
@@ -215,12 +222,14 @@ def test_undegraded_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         sequences=2,
         split="validation",
         bfloat16=False,
+        calibration_pairs=(2, 16),
+        held_out_pairs=(4, 32),
     )
-    arms = [ablation.BASE, ablation_arms.replace(ablation.BASE, degraded=False)]
+    arms = [ablation_arms.BASE, ablation_arms.replace(ablation_arms.BASE, degraded=False)]
     ablation.prepare(arms, options)
-    base, undegraded = (ablation.measured(arm, 0, options) for arm in arms)
+    base, undegraded = (ablation.measure(arm, 0, options) for arm in arms)
     assert base["parameters"] == undegraded["parameters"] == 0
-    for setting in ablation.SEVERITY:
+    for setting in ablation_scoring.SEVERITY:
         assert undegraded["pairs"][setting]["loss"] < base["pairs"][setting]["loss"]
         assert {
             name.removesuffix("_undegraded") for name in undegraded["sequences"][setting]

@@ -11,6 +11,7 @@ import torch
 from cases import CASES, Case
 from tiny_hosts import SumTracker
 from training_data import labels
+from trees import leaves
 
 from gmmt_fusion import Attachment, attach
 from gmmt_fusion.training import CachedFeatures, Degradation, cache_features
@@ -133,13 +134,9 @@ def test_kinds(kinds: Sequence[str], contrast: tuple[float, float]) -> None:
     ids=["tensors", "lists", "a batch"],
 )
 def test_the_search_images_are_found(inputs: object, degraded: list[int]) -> None:
-    leaves = torch.utils._pytree.tree_leaves(inputs)
-    after = torch.utils._pytree.tree_leaves(
-        Degradation(1.0)(inputs, 2, torch.Generator().manual_seed(0))
-    )
-    changed = [
-        i for i, (x, y) in enumerate(zip(leaves, after, strict=True)) if not torch.equal(x, y)
-    ]
+    after = Degradation(1.0)(inputs, 2, torch.Generator().manual_seed(0))
+    pairs = zip(leaves(inputs), leaves(after), strict=True)
+    changed = [i for i, (x, y) in enumerate(pairs) if not torch.equal(x, y)]
     assert set(changed) <= set(degraded) and changed
 
 

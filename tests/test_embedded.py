@@ -80,16 +80,14 @@ def test_boxes_lie_inside_the_frames(severity, frames, size):
 
 
 def test_target_is_where_the_box_says():
-    """Without troubles the inside of the box differs from what surrounds it, in one modality at
-    least.
-    """
+    """Without troubles, the box differs from what surrounds it in one modality at least."""
     from embedded.scene import Scene
 
     for seed in range(6):
         scene = Scene(seed, 4, (320, 256), 0.0)
-        rgb, heat = scene._draw(2)
+        rgb, heat = scene.draw(2)
         scene.target.sizes[:] = 1e-3
-        empty_rgb, empty_heat = scene._draw(2)
+        empty_rgb, empty_heat = scene.draw(2)
         changed = (np.abs(rgb - empty_rgb).sum(2) + np.abs(heat - empty_heat)) > 4
         ys, xs = np.nonzero(changed)
         drawn = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
@@ -335,7 +333,7 @@ def test_single_modality_ignores_the_other(modality, sequence):
     boxes = run(network, sequence)
     blank = [np.zeros_like(frame) for frame in sequence.visible]
     other = "infrared" if modality == "visible" else "visible"
-    changed = sq.Sequence(**{**vars(sequence), other: blank})
+    changed = sq.RGBTSequence(**{**vars(sequence), other: blank})
     assert np.array_equal(boxes, run(network, changed))
 
 

@@ -9,7 +9,7 @@ import torch
 from cases import CASES
 from embedded.siamese import SEARCH_MAP, load_tracker
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from trees import leaves
 
 from gmmt_fusion import GenerativeFusion, attach
 from gmmt_fusion.adapters import ModuleAdapter
@@ -73,7 +73,7 @@ def tbsi(optimized: bool) -> Exported:
 
 
 def outputs(out: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+    return [leaf for leaf in leaves(out) if isinstance(leaf, Tensor)]
 
 
 def assert_same(results: list[Tensor], expected: list[Tensor]) -> None:
@@ -82,21 +82,32 @@ def assert_same(results: list[Tensor], expected: list[Tensor]) -> None:
         assert (result - x).abs().max() <= 1e-4 * x.abs().max()
 
 
+def wants_torch_2_7(*arguments: Any) -> Any:
+    """For what torch 2.6 fails on by itself: a slice of a ModuleList, some shapes in ONNX."""
+    old = torch.__version__ < "2.7"
+    return pytest.param(*arguments, marks=pytest.mark.skipif(old, reason="wants torch 2.7"))
+
+
 @pytest.mark.filterwarnings(
     "ignore:The tensor attribute self.network.zf was assigned"
 )  # the template's, by the host
 @pytest.mark.parametrize("optimized", [False, True], ids=["plain", "optimized"])
-@pytest.mark.parametrize("build", [uvit, unet, embedded, tbsi])
+@pytest.mark.parametrize(
+    "build",
+    [uvit, wants_torch_2_7(unet), embedded, tbsi],
+)
 def test_torch_export(build: Any, optimized: bool) -> None:
     module, args, kwargs = build(optimized)
     with torch.no_grad():
         expected = outputs(module(*args, **kwargs))
-        program = torch.export.export(module, args, kwargs)
+        program = torch.export.export(module, args, kwargs, strict=False)
         assert_same(outputs(program.module()(*args, **kwargs)), expected)
         assert_same(outputs(module(*args, **kwargs)), expected)  # exporting left nothing behind
 
 
-@pytest.mark.parametrize(("build", "optimized"), [(uvit, False), (unet, True), (embedded, True)])
+@pytest.mark.parametrize(
+    ("build", "optimized"), [(uvit, False), (unet, True), wants_torch_2_7(embedded, True)]
+)
 def test_onnx(build: Any, optimized: bool, tmp_path: Path) -> None:
     for name in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(
@@ -114,7 +125,7 @@ def test_onnx(build: Any, optimized: bool, tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(
         tmp_path / "tracker.onnx", providers=["CPUExecutionProvider"]
     )
-    inputs = (x.numpy() for x in tree_leaves((args, kwargs)))
+    inputs = (x.numpy() for x in leaves((args, kwargs)))
     results = session.run(
         None, {i.name: x for i, x in zip(session.get_inputs(), inputs, strict=True)}
     )

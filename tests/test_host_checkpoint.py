@@ -24,9 +24,7 @@ from gmmt_fusion.attaching.inert_pickle import NotLoaded
 
 @pytest.fixture
 def host_classes(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    """A module `lib.train.admin` with classes such as the OSTrack family saves; gone when the test
-    asks.
-    """
+    """A module `lib.train.admin` with classes as the OSTrack family saves; gone when asked."""
     module = types.ModuleType("lib_of_a_host")
     for name in ("Settings", "AverageMeter"):
         setattr(module, name, type(name, (), {"__module__": module.__name__, "__qualname__": name}))

@@ -1,6 +1,4 @@
-"""The law of patching: attaching changes nothing that the user did not ask for, and detaching
-leaves no trace.
-"""
+"""The law of patching: attach changes nothing that was not asked for, detach leaves no trace."""
 
 import copy
 import pickle
@@ -8,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from anatomy import anatomy, assert_same_anatomy
 from cases import CASES, Case
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from trees import leaves
 from two_processes import of_both, run_in_two_processes
 
 from gmmt_fusion import Attachment, attach
@@ -21,31 +20,6 @@ each_host = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def attached(case: Case, **options: Any) -> tuple[nn.Module, Attachment]:
     network = case.build()
     return network, attach(network, case.make_fusion(**options), case.adapter())
-
-
-def anatomy(network: nn.Module) -> dict[str, Any]:
-    """What a host consists of: classes, attributes, hooks, modes, flags and values."""
-    modules = {
-        name: (
-            type(m),
-            {k: v for k, v in vars(m).items() if not isinstance(v, dict | Tensor)},
-            list(m._modules),
-            [len(v) for k, v in vars(m).items() if k.endswith("_hooks")],
-        )
-        for name, m in network.named_modules()
-    }
-    flags = {name: p.requires_grad for name, p in network.named_parameters()}
-    return {
-        "modules": modules,
-        "flags": flags,
-        "state": {k: v.clone() for k, v in network.state_dict().items()},
-    }
-
-
-def assert_same_anatomy(one: dict[str, Any], other: dict[str, Any]) -> None:
-    assert one["modules"] == other["modules"] and one["flags"] == other["flags"]
-    assert one["state"].keys() == other["state"].keys()
-    assert all(torch.equal(one["state"][k], other["state"][k]) for k in one["state"])
 
 
 @each_host
@@ -211,7 +185,7 @@ def test_training_keeps_no_activation_of_the_host(case: Case) -> None:
     def note(name: str) -> Any:
         return lambda module, args, output: (
             first.append(name)
-            if any(leaf.requires_grad for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
+            if any(leaf.requires_grad for leaf in leaves(output) if isinstance(leaf, Tensor))
             else None
         )
 
@@ -243,7 +217,7 @@ def test_compile(case: Case) -> None:
     expected = case.run(network)
     with handle.disabled():
         host = case.run(network)
-    torch._dynamo.reset()
+    torch.compiler.reset()
     network.compile(backend="eager", fullgraph=case.fullgraph)
     torch.testing.assert_close(case.run(network), expected)
     with handle.disabled():  # what changes after the first compile is seen

@@ -170,7 +170,7 @@ def test_a_refusal_leaves_the_model_as_it_was() -> None:
     assert [(name, type(module)) for name, module in single.named_modules()] == before
 
 
-def test_heads_with_negative_distances_are_refused_and_mended() -> None:
+def test_heads_with_negative_distances_are_refused_and_fixed() -> None:
     model = stand_ins.ModelBuilder()
     with pytest.raises(
         ValueError, match=r"DepthwiseBAN gives distances that may be negative.*OneLevelHead"
@@ -303,7 +303,7 @@ def test_compiled_tracking() -> None:
     model = stand_ins.build(3)
     handle = attach(model, plugin(3))
     template, search = stand_ins.crops()
-    torch._dynamo.reset()
+    torch.compiler.reset()
     with torch.no_grad():
         model.template(template)
         compiled = torch.compile(model.track, backend="eager", fullgraph=True)

@@ -9,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import speed
-from speed_tables import goals, shares
+from speed_tables import fractions, goals
 
 ROWS = [
     "inference small cgan",
@@ -83,10 +83,10 @@ def test_speed(
     row = rows["inference paper-unet cgan"]
     assert row["batches"].keys() == {"1", "2"}
     for batch in row["batches"].values():
-        rate, roofline = shares(named, row, batch, "optimised")
+        rate, roofline = fractions(named, row, batch, "optimised")
         assert (
             batch["gflop"] > 0
-            and 0 < rate <= roofline < 1
+            and 0 < rate <= roofline
             and batch["relative_error"]["optimised"] < 1e-5
         )
     frames = rows["frame vit_b small float32"]["frames"]

@@ -1,6 +1,4 @@
-"""A generated RGB-T scene: who moves where, what goes wrong in which modality and when, and how a
-frame looks.
-"""
+"""A generated RGB-T scene: who moves where, and what goes wrong in which modality and when."""
 
 from __future__ import annotations
 
@@ -9,7 +7,8 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-from .scenery import ASPECTS, PHASES, Canvas, Look, background, muted, noise_map, shrink, sprite
+from .scenery import Canvas, background, muted, noise_map
+from .sprites import ASPECTS, PHASES, Look, shrink, sprite
 
 MARGIN = 96  # how far the camera may travel, pixels
 VISIBLE_TROUBLES = ("dark", "glare", "flicker", "smoke")
@@ -19,16 +18,12 @@ ATTRIBUTE_OF = {"dark": "LI", "glare": "HI", "flicker": "AIV", "crossover": "TC"
 
 @lru_cache(maxsize=4)
 def _grain(height: int, width: int) -> np.ndarray:
-    """Unit normal noise (height + 64, width + 64, 3) that frames cut their noise from: drawing it
-    anew is slow.
-    """
+    """Unit normal noise (height + 64, width + 64, 3) for frames to cut from: drawing it is slow."""
     return np.random.default_rng(7).standard_normal((height + 64, width + 64, 3), dtype=np.float32)
 
 
 class Actor:
-    """An object with its poses, its way (frames, 2) of centres and its size (frames, 2) as w, h; in
-    frame pixels.
-    """
+    """An object: its poses, its centres (frames, 2) and its sizes w, h (frames, 2), in pixels."""
 
     def __init__(
         self, poses: list[np.ndarray], centres: np.ndarray, sizes: np.ndarray, stride: int = 3
@@ -51,14 +46,14 @@ class Actor:
             return
         levels = self.pyramids[(t // self.stride) % len(self.pyramids)]
         # The coarsest level that is still as fine as the drawn size: no aliasing.
-        picture = next((level for level in reversed(levels) if level.shape[0] >= h), levels[0])
-        sx, sy = w / picture.shape[1], h / picture.shape[0]
+        image = next((level for level in reversed(levels) if level.shape[0] >= h), levels[0])
+        sx, sy = w / image.shape[1], h / image.shape[0]
         matrix = np.array(
             [[sx, 0, x - w / 2 - left + 0.5 * sx - 0.5], [0, sy, y - h / 2 - top + 0.5 * sy - 0.5]]
         )
         size = (right - left, bottom - top)
-        colour = cv2.warpAffine(picture[..., :3], matrix, size)
-        rest = cv2.warpAffine(picture[..., 3:], matrix, size)
+        colour = cv2.warpAffine(image[..., :3], matrix, size)
+        rest = cv2.warpAffine(image[..., 3:], matrix, size)
         alpha = rest[..., 1]
         patch = rgb[top:bottom, left:right]
         patch *= 1 - alpha[..., None]
@@ -70,12 +65,12 @@ class Actor:
 
 def poses_of(kind: str, look: Look) -> list[np.ndarray]:
     """All poses, cut to what any of them covers, so that the box is tight."""
-    pictures = [sprite(kind, look, phase) for phase in range(PHASES.get(kind, 1))]
-    covered = np.max([p[..., 4] for p in pictures], axis=0) > 0.3
+    images = [sprite(kind, look, phase) for phase in range(PHASES.get(kind, 1))]
+    covered = np.max([p[..., 4] for p in images], axis=0) > 0.3
     rows, columns = np.flatnonzero(covered.any(1)), np.flatnonzero(covered.any(0))
     return [
         np.ascontiguousarray(p[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
-        for p in pictures
+        for p in images
     ]
 
 
@@ -157,9 +152,13 @@ class Scene:
         )
         areas = sizes.prod(1)
         marks = {
-            "FM": steps.max() > 12, "SV": areas.max() > 1.6 * areas.min(), "CM": travel > 0.6 * MARGIN,
-            "LR": areas.min() < 400, "DEF": self.kind in PHASES, "ARC": turn.min() < 0.82,
-        }  # fmt: skip
+            "FM": steps.max() > 12,
+            "SV": areas.max() > 1.6 * areas.min(),
+            "CM": travel > 0.6 * MARGIN,
+            "LR": areas.min() < 400,
+            "DEF": self.kind in PHASES,
+            "ARC": turn.min() < 0.82,
+        }
         self.attributes |= {name for name, holds in marks.items() if holds}
         blur = np.zeros(self.frames)
         blur[1:] = np.linalg.norm(np.diff(self.camera, axis=0), axis=1)
@@ -168,9 +167,7 @@ class Scene:
             self.attributes.add("MB")
 
     def _pass_by(self, rng, time: float, speed: tuple[float, float], offset: float) -> np.ndarray:
-        """Centres (frames, 2) that come near the target's at the given time, moving steadily
-        relative to it.
-        """
+        """Centres (frames, 2) that pass near the target's at that time, steadily relative to it."""
         angle = rng.uniform(0, 2 * np.pi)
         heading = np.array([np.cos(angle), 0.5 * np.sin(angle)])
         across = np.array([-heading[1], heading[0]]) / np.linalg.norm(heading)
@@ -192,7 +189,7 @@ class Scene:
         for _ in range(count):  # look-alikes that pass close to the target
             twin, other = rng.integers(3), Look.random(rng, surrounding)
             look = Look(**vars(self.look))
-            if twin == 0:  # alike in the visible picture only
+            if twin == 0:  # alike in the visible image only
                 look.heat, look.hot, look.heat_pattern = other.heat, other.hot, other.heat_pattern
             elif twin == 1:  # alike in heat only
                 look.body, look.second, look.pattern = other.body, other.second, other.pattern
@@ -239,19 +236,17 @@ class Scene:
                     0, row, 48, 1, paint * rng.uniform(0.6, 1.3), warmth * rng.uniform(0.75, 1.2)
                 )
             texture = 0.7 + 0.6 * noise_map(rng, 64, 48, (3, 9, 20), 0.8)
-            picture = np.dstack(
+            image = np.dstack(
                 [panel.rgb * texture[..., None], panel.heat * texture, np.ones_like(texture)]
             )
-            picture = np.clip(picture, 0, 250).astype(np.float32)
-            self.before.append(Actor([picture], centres, np.tile(size, (self.frames, 1))))
+            image = np.clip(image, 0, 250).astype(np.float32)
+            self.before.append(Actor([image], centres, np.tile(size, (self.frames, 1))))
             self.attributes.add("TO" if whole else "PO")
         if not self.attributes & {"TO", "PO"}:
             self.attributes.add("NO")
 
     def _plan_troubles(self, rng) -> None:
-        """Strength 0..1.5 of every trouble in every frame: mostly one modality suffers, and often
-        it flips.
-        """
+        """Strength 0..1.5 of every trouble in every frame; mostly in one modality at a time."""
         self.troubles = {
             name: np.zeros(self.frames, np.float32) for name in VISIBLE_TROUBLES + INFRARED_TROUBLES
         }
@@ -289,7 +284,7 @@ class Scene:
             )
         if (
             rng.random() < 0.15 * self.severity and n > 24
-        ):  # the thermal camera's shutter: its picture stands still
+        ):  # the thermal camera's shutter: its image stands still
             begin = int(rng.integers(10, n - 6))
             self.frozen = {t: begin for t in range(begin, begin + int(rng.integers(3, 7)))}
             self.attributes.add("FL")
@@ -313,7 +308,7 @@ class Scene:
             self.attributes.add(ATTRIBUTE_OF[name])
         self.troubles[name] = np.clip(self.troubles[name] + curve, -1, 1.5).astype(np.float32)
 
-    def _draw(self, t: int) -> tuple[np.ndarray, np.ndarray]:
+    def draw(self, t: int) -> tuple[np.ndarray, np.ndarray]:
         """The undisturbed frame t: visible (H, W, 3) and heat (H, W), float32."""
         size = (self.width, self.height)
         x, y = self.camera[t] + np.array(size) / 2 + MARGIN - 0.5
@@ -329,11 +324,11 @@ class Scene:
         return rgb, heat
 
     def render(self, t: int) -> tuple[np.ndarray, np.ndarray]:
-        """Frame t as visible and infrared pictures, uint8 (H, W, 3) each, RGB order."""
+        """Frame t as visible and infrared images, uint8 (H, W, 3) each, RGB order."""
         rng = np.random.default_rng([self.seed, t])
-        rgb, heat = self._draw(t)
+        rgb, heat = self.draw(t)
         if self.frozen.get(t, t) != t:
-            heat = self._draw(self.frozen[t])[1]
+            heat = self.draw(self.frozen[t])[1]
         return self._spoil_visible(t, rgb, rng), self._spoil_infrared(t, heat, rng)
 
     def _spoil_visible(self, t: int, rgb: np.ndarray, rng) -> np.ndarray:
@@ -387,11 +382,11 @@ class Scene:
         sigma = self.sigmas[1] + 42 * level["noise"] + 3 * level["washed"]
         return cv2.cvtColor(self._expose(heat, sigma, rng), cv2.COLOR_GRAY2RGB)
 
-    def _expose(self, picture: np.ndarray, sigma: float, rng) -> np.ndarray:
+    def _expose(self, image: np.ndarray, sigma: float, rng) -> np.ndarray:
         """Add noise of sigma grey levels and round to uint8."""
         dx, dy = rng.integers(0, 64, 2)
         grain = _grain(self.height, self.width)[dy : dy + self.height, dx : dx + self.width]
-        if picture.ndim == 2:
+        if image.ndim == 2:
             grain = grain[..., int(rng.integers(3))]
-        noisy = cv2.scaleAdd(np.ascontiguousarray(grain), float(sigma), picture.astype(np.float32))
+        noisy = cv2.scaleAdd(np.ascontiguousarray(grain), float(sigma), image.astype(np.float32))
         return cv2.convertScaleAbs(np.maximum(noisy, 0))

@@ -45,7 +45,7 @@ class Frames:
 
 
 @dataclass
-class Sequence:
+class RGBTSequence:
     """One RGB-T sequence; `visible` and `infrared` are lists of frames, or read lazily."""
 
     name: str
@@ -64,7 +64,7 @@ def generate_sequence(
     size: tuple[int, int] = (320, 256),
     severity: float = 1.0,
     degraded: bool = True,
-) -> Sequence:
+) -> RGBTSequence:
     """A sequence decided by its arguments alone.
 
     size: (width, height) in pixels. severity: above 1 is worse than in training.
@@ -79,7 +79,7 @@ def generate_sequence(
     visible, infrared = zip(*(scene.render(t) for t in range(frames)), strict=True)
     name = f"generated_{seed:06d}" + ("" if severity == 1 else f"_severity_{severity:g}")
     name += "" if degraded else "_undegraded"
-    return Sequence(
+    return RGBTSequence(
         name,
         list(visible),
         list(infrared),
@@ -88,7 +88,7 @@ def generate_sequence(
     )
 
 
-def write_sequence(sequence: Sequence, folder: str | Path) -> Path:
+def write_sequence(sequence: RGBTSequence, folder: str | Path) -> Path:
     """Write a folder in LasHeR's layout, and return it.
 
     visible/000001.jpg, infrared/000001.jpg, visible.txt, infrared.txt, attributes.json.
@@ -109,7 +109,7 @@ def write_sequence(sequence: Sequence, folder: str | Path) -> Path:
     return folder
 
 
-def read_sequence(folder: str | Path) -> Sequence:
+def read_sequence(folder: str | Path) -> RGBTSequence:
     """Read one folder in LasHeR's or GTOT's layout; frames are decoded when asked for.
 
     Raises OSError for what is missing or unreadable and ValueError for bad contents, naming the
@@ -132,10 +132,12 @@ def read_sequence(folder: str | Path) -> Sequence:
         Frames(length, lambda i, part=part: part[min(i, len(part) - 1)])
         for part in (found.visible, found.auxiliary)
     )
-    return Sequence(found.name, visible, infrared, found.truth[:length], _attributes(Path(folder)))
+    return RGBTSequence(
+        found.name, visible, infrared, found.truth[:length], _attributes(Path(folder))
+    )
 
 
-def read_sequences(root: str | Path) -> list[Sequence]:
+def read_sequences(root: str | Path) -> list[RGBTSequence]:
     """All sequences in the folders under root, by name; raises OSError if there are none."""
     root = Path(root)
     if not root.is_dir():

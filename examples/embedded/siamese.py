@@ -1,6 +1,4 @@
-"""A small two-stream Siamese RGB-T tracker in the manner of SiamBAN (Chen et al. 2020) with a
-convolutional fusion.
-"""
+"""A small two-stream Siamese RGB-T tracker after SiamBAN (Chen et al. 2020)."""
 
 from __future__ import annotations
 
@@ -30,9 +28,7 @@ def convolution(
 
 
 class Residual(nn.Module):
-    """Two 3x3 convolutions with a shortcut: (B, inputs, H, W) -> (B, outputs, H / stride, W /
-    stride).
-    """
+    """Two 3×3 convolutions with a shortcut: (B, inputs, H, W) to (B, outputs, H/s, W/s)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1, dilation: int = 1):
         super().__init__()
@@ -62,9 +58,7 @@ class Backbone(nn.Sequential):
 
 
 class Neck(nn.Sequential):
-    """1x1 convolution to the channels of the head; the template's map is cut to its centre, as in
-    SiamBAN.
-    """
+    """1×1 convolution to the head's channels; a template's map is cut to its centre."""
 
     def __init__(self, inputs: int, channels: int):
         super().__init__(*convolution(inputs, channels, 1, relu=False))
@@ -78,8 +72,9 @@ class Neck(nn.Sequential):
 
 
 def depthwise_correlation(x: Tensor, kernel: Tensor) -> Tensor:
-    """Correlate x (B, C, H, W) with kernel (B or 1, C, h, w), channel by channel: (B, C, H - h + 1,
-    W - w + 1).
+    """Correlate x (B, C, H, W) with kernel (B or 1, C, h, w), channel by channel.
+
+    Returns (B, C, H - h + 1, W - w + 1).
     """
     batch, channels = x.shape[:2]
     kernel = repeat(kernel, "1 c h w -> b c h w", b=batch) if kernel.shape[0] == 1 else kernel
@@ -105,8 +100,10 @@ class Branch(nn.Module):
 
 
 class BoxAdaptiveHead(nn.Module):
-    """cls (B, 2, R, R): background and target; loc (B, 4, R, R): left, top, right, bottom distances
-    in crop pixels.
+    """Scores and boxes of a response.
+
+    cls (B, 2, R, R): background and target; loc (B, 4, R, R): distances left, top, right, bottom in
+    crop pixels.
     """
 
     def __init__(self, channels: int):
@@ -123,12 +120,12 @@ class BoxAdaptiveHead(nn.Module):
 
 
 class SiameseTracker(nn.Module):
-    """Crops are visible and infrared pictures on channels, 0..255: template (B, 6, 95, 95), search
-    (B, 6, 191, 191).
+    """Backbones and necks of each modality, a fusion, and a box-adaptive head.
 
-    The modality maps reach `fusion` as one concatenation: (B, 2C, 6, 6) of the template, (B, 2C,
-    24, 24) of the search. With a single modality there is nothing to fuse: the map goes straight to
-    the head.
+    Crops are visible and infrared images on channels, 0..255: template (B, 6, 95, 95), search
+    (B, 6, 191, 191). The modality maps reach `fusion` as one concatenation: (B, 2C, 6, 6) of the
+    template, (B, 2C, 24, 24) of the search. With a single modality there is nothing to fuse: the
+    map goes straight to the head.
     """
 
     def __init__(
@@ -158,8 +155,8 @@ class SiameseTracker(nn.Module):
         features = []
         for name in self.modalities:
             first = 3 * MODALITIES.index(name)
-            picture = (crops[:, first : first + 3].to(dtype) - 112) / 64
-            features.append(self.necks[name](self.backbones[name](picture)))
+            image = (crops[:, first : first + 3].to(dtype) - 112) / 64
+            features.append(self.necks[name](self.backbones[name](image)))
         return features
 
     def features(self, crops: Tensor) -> Tensor:
@@ -177,8 +174,9 @@ class SiameseTracker(nn.Module):
         return {"cls": cls, "loc": loc}
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Losses of a batch: template, search, label_cls (B, R, R) in {1, 0, -1}, label_loc (B, 4,
-        R, R) in pixels.
+        """Losses of a batch of pairs.
+
+        batch: template, search, label_cls (B, R, R) in {1, 0, -1}, label_loc (B, 4, R, R), pixels.
         """
         cls, loc = self.head(self.features(batch["template"]), self.features(batch["search"]))
         cls_loss = classification_loss(cls, batch["label_cls"])
@@ -187,9 +185,7 @@ class SiameseTracker(nn.Module):
 
 
 def classification_loss(cls: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy, half from the target's points and half from the background's; points of label
-    -1 do not count.
-    """
+    """Cross entropy, half from the target's, half from the background's points; none of -1."""
     losses = F.cross_entropy(cls.float(), labels.clamp(min=0), reduction="none")
     target, rest = (labels == 1).float(), (labels == 0).float()
     mean_target = (losses * target).sum() / target.sum().clamp(min=1)
@@ -198,8 +194,9 @@ def classification_loss(cls: Tensor, labels: Tensor) -> Tensor:
 
 
 def iou_loss(loc: Tensor, labels: Tensor, chosen: Tensor) -> Tensor:
-    """-log IoU of the boxes at the chosen points, as in SiamBAN; loc and labels (B, 4, R, R),
-    chosen (B, R, R).
+    """-log IoU of the boxes at the chosen points, as in SiamBAN.
+
+    loc and labels (B, 4, R, R), chosen (B, R, R).
     """
     loc, labels = loc.float(), labels.float().clamp(min=0)
     areas = [(box[:, 0] + box[:, 2]) * (box[:, 1] + box[:, 3]) for box in (loc, labels)]
@@ -211,9 +208,7 @@ def iou_loss(loc: Tensor, labels: Tensor, chosen: Tensor) -> Tensor:
 
 
 def points(size: int = RESPONSE, device=None) -> Tensor:
-    """Centres (2, size, size) of the response's points as x, y from the centre of the search crop,
-    pixels.
-    """
+    """Centres (2, size, size) of the response's points: x, y from the crop's centre, pixels."""
     steps = (torch.arange(size, device=device, dtype=torch.float32) - (size - 1) / 2) * STRIDE
     y, x = torch.meshgrid(steps, steps, indexing="ij")
     return torch.stack([x, y])
@@ -243,9 +238,7 @@ def make_labels(boxes: Tensor) -> tuple[Tensor, Tensor]:
 def load_tracker(
     modalities: Sequence[str] = MODALITIES, path: str | Path = WEIGHTS
 ) -> SiameseTracker:
-    """The trained tracker in eval mode: both modalities fused, or one alone with the head that it
-    was trained with.
-    """
+    """The trained tracker in eval mode: both modalities fused, or one alone with its own head."""
     network = SiameseTracker(modalities)
     state = {
         name: value.float() if value.is_floating_point() else value

@@ -1,6 +1,4 @@
-"""The test-time loop of SiamFC's family, as SiamBAN has it: crop, respond, penalise change, window,
-smooth.
-"""
+"""The test-time loop of SiamFC's family, as SiamBAN has it."""
 
 from __future__ import annotations
 
@@ -12,23 +10,22 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from .sequences import Sequence
+from .sequences import RGBTSequence
 from .siamese import RESPONSE, SEARCH_SIZE, STRIDE, TEMPLATE_SIZE
 
 CONTEXT = 0.5  # margin around the template's box, as a part of w + h
 
 
 def context_side(width, height):
-    """Side of the square that the template crop shows; numbers or arrays, in the pixels of width
-    and height.
-    """
+    """Side of the square that the template crop shows, in the pixels of width and height."""
     margin = CONTEXT * (width + height)
     return np.sqrt((width + margin) * (height + margin))
 
 
 def crop(frame: np.ndarray, centre: tuple[float, float], side: float, size: int) -> np.ndarray:
-    """A square of `side` frame pixels around centre (x, y), resampled to (size, size[, 3]); outside
-    is the mean.
+    """A square of `side` frame pixels around centre (x, y), resampled to (size, size[, 3]).
+
+    What lies outside of the frame has its mean.
     """
     scale = side / size
     # The centre of a pixel is at its index + 0.5; the middle pixel of the crop lies on the centre.
@@ -46,12 +43,14 @@ def crop(frame: np.ndarray, centre: tuple[float, float], side: float, size: int)
 
 
 class Tracker:
-    """Follows one target; `network` needs `template(z)` and `track(x) -> {"cls", "loc"}` (see
-    `SiameseTracker`).
+    """Follows one target: crop, respond, penalise change, window, smooth.
 
-    penalty: strength of the penalty on changes of scale and ratio; window: weight of the cosine
-    window;
-    rate: how fast the size follows. The crops go to the device of the network's parameters.
+    Args:
+        network: with `template(z)` and `track(x) -> {"cls", "loc"}`, as `SiameseTracker`; the crops
+            go to the device of its parameters.
+        penalty: strength of the penalty on changes of scale and ratio.
+        window: weight of the cosine window.
+        rate: how fast the size follows.
     """
 
     def __init__(
@@ -81,9 +80,7 @@ class Tracker:
         self.centre, self.size = np.array([x + w / 2, y + h / 2]), np.array([w, h])
 
     def patch(self, visible: np.ndarray, infrared: np.ndarray, template: bool = False) -> Tensor:
-        """The crop (1, 6, S, S), 0..255, around the present place: the search patch, or the
-        template's.
-        """
+        """The crop (1, 6, S, S), 0..255, around the present place: search or template."""
         if self.size is None:
             raise RuntimeError("call init() with the target's box first")
         side, size = context_side(*self.size), TEMPLATE_SIZE
@@ -101,8 +98,9 @@ class Tracker:
         return self.update(output["cls"][0], output["loc"][0], (visible.shape[1], visible.shape[0]))
 
     def update(self, cls: Tensor, loc: Tensor, frame_size: tuple[int, int]) -> np.ndarray:
-        """The box (x, y, w, h) by the head's maps, cls (2, R, R) and loc (4, R, R), in a frame of
-        (width, height).
+        """The box (x, y, w, h) in a frame of (width, height).
+
+        cls (2, R, R) and loc (4, R, R) are the head's maps.
         """
         score, loc = cls.float().softmax(0)[1].cpu().numpy(), loc.float().cpu().numpy()
         scale = TEMPLATE_SIZE / context_side(*self.size)
@@ -128,10 +126,11 @@ class Tracker:
 
 
 def run(
-    network: nn.Module, sequence: Sequence, progress: Callable[[int, int], None] | None = None
+    network: nn.Module, sequence: RGBTSequence, progress: Callable[[int, int], None] | None = None
 ) -> np.ndarray:
-    """Boxes (N, 4) of a whole sequence, the first one being given; progress(frame, frames) is
-    called on every frame.
+    """Boxes (N, 4) of a whole sequence, the first one being given.
+
+    progress(frame, frames) is called on every frame.
     """
     tracker = Tracker(network)
     boxes = np.zeros((len(sequence), 4))
@@ -148,15 +147,13 @@ def run(
 
 def run_together(
     network: nn.Module,
-    sequences: list[Sequence],
+    sequences: list[RGBTSequence],
     shifts: np.ndarray | None = None,
     **options: float,
 ) -> dict[str, np.ndarray]:
-    """Boxes (N, 4) by name, as `run` gives them up to rounding: the same frame of all sequences is
-    one batch.
+    """Boxes (N, 4) by name, as `run` gives them up to rounding, a frame of all at a time.
 
-    shifts: (sequences, 2) of the first boxes given, pixels, as in OTB's spatial robustness
-    evaluation.
+    shifts: (sequences, 2) of the first boxes given, pixels, as in OTB's spatial robustness.
     options: of `Tracker`.
     """
     trackers = [Tracker(network, **options) for _ in sequences]

@@ -29,7 +29,7 @@ class PairDataset(Dataset):
     seeds: sequences to draw from, of which `sequences` are rendered in `frames` frames each and
     kept in memory. An item: template (6, 95, 95) and search (6, 191, 191) as uint8, label_cls (19,
     19), label_loc (4, 19, 19) in crop pixels, sequence, the number of the one that the search
-    picture is of. A part `negatives` of the pairs has a template of another sequence and no target.
+    image is of. A part `negatives` of the pairs has a template of another sequence and no target.
     """
 
     def __init__(
@@ -102,14 +102,14 @@ class PairDataset(Dataset):
         visible, infrared = (
             cv2.LUT(crop(part, centre, side, size), _exposure(rng)) for part in frame
         )
-        picture = np.empty((6, size, size), np.uint8)
-        picture[:3] = rearrange(visible, "h w c -> c h w")
-        picture[3:] = infrared
+        image = np.empty((6, size, size), np.uint8)
+        image[:3] = rearrange(visible, "h w c -> c h w")
+        image[3:] = infrared
         corners = np.array([-w / 2 - dx, -h / 2 - dy, w / 2 - dx, h / 2 - dy]) * zoom
         if flip:
-            picture = np.ascontiguousarray(picture[..., ::-1])
+            image = np.ascontiguousarray(image[..., ::-1])
             corners = np.array([-corners[2], corners[1], -corners[0], corners[3]])
-        return picture, corners
+        return image, corners
 
 
 def _exposure(rng) -> np.ndarray:
@@ -122,17 +122,15 @@ def _exposure(rng) -> np.ndarray:
 def _render_some(
     seed: int, frames: int, severity: float, rng, degraded: bool, total: int = 60, size=(320, 256)
 ):
-    """Frames spread over the sequence: visible (H, W, 3) and infrared (H, W) pictures, boxes
-    (frames, 4).
-    """
+    """Frames spread over a sequence: visible (H, W, 3), infrared (H, W), boxes (frames, 4)."""
     scene = Scene(seed, total, size, severity, degraded)
     edges = np.linspace(0, total, frames + 1)
     times = [min(total - 1, int(rng.uniform(a, b))) for a, b in pairwise(edges)]
-    pictures = [scene.render(t) for t in times]
-    # The infrared picture is grey: one of its channels is enough to keep.
+    images = [scene.render(t) for t in times]
+    # The infrared image is grey: one of its channels is enough to keep.
     return (
-        [v for v, _ in pictures],
-        [np.ascontiguousarray(i[..., 0]) for _, i in pictures],
+        [v for v, _ in images],
+        [np.ascontiguousarray(i[..., 0]) for _, i in images],
         scene.boxes[times],
     )
 
@@ -173,11 +171,10 @@ def train_stage(
     report: Callable[[str], None] = lambda line: None,
     every: int = 50,
 ) -> SiameseTracker:
-    """Train the given parts on the whole dataset once (one cycle of AdamW); all else stays frozen,
-    in eval mode.
+    """Train the given parts on the whole dataset once, with one cycle of AdamW.
 
-    The state goes to `checkpoint` now and then; an interrupted stage goes on from there with the
-    same pairs.
+    All else stays frozen, in eval mode. The state goes to `checkpoint` now and then; an interrupted
+    stage goes on from there with the same pairs.
     """
     network.to(memory_format=torch.channels_last).eval().requires_grad_(False)
     for part in (trained := list(trained)):

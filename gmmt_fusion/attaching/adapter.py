@@ -65,7 +65,7 @@ def split_maps(args: tuple[Any, ...], modalities: int) -> list[Tensor] | None:
 
     None where the arguments, whatever the host passes, are neither.
     """
-    if len(args) == 1 and isinstance(args[0], list | tuple):
+    if len(args) == 1 and isinstance(args[0], (list, tuple)):
         args = tuple(args[0])
     if not all(isinstance(a, Tensor) for a in args):
         return None

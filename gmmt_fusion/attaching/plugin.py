@@ -248,14 +248,14 @@ class ForwardPass:
         if self.mode is Mode.GENERATE:
             generated = fusion(*features)
             self._check_generated(features, generated)
-            return self._for_head(generated, fused if isinstance(fused, Tensor) else None)
+            return self._for_head(generated, None if callable(fused) else fused)
         # a host may work in place, in its fusion or later
         features = [f.detach().clone() for f in features]
         if self.mode is Mode.LEARN and in_backward():
             return self._fuse_again(features)
         target = self._target(fused)
         if self.mode is Mode.RECORD:
-            host = fused if isinstance(fused, Tensor) else target
+            host = target if callable(fused) else fused
             self.recording.append(Recorded(features, target.detach().clone(), host))
             return target
         if self.gradients and not torch.is_grad_enabled():
@@ -281,7 +281,7 @@ class ForwardPass:
         """The host's output with "generative_loss" in its dicts, and in their "total_loss"."""
         if self.targets:
             raise self._uneven(self.clean - len(self.targets))
-        outputs = [out] if isinstance(out, dict) else out if isinstance(out, list | tuple) else []
+        outputs = [out] if isinstance(out, dict) else out if isinstance(out, (list, tuple)) else []
         if not all(isinstance(part, dict) for part in outputs):
             outputs = []
         weight, summed = self.plugin.total_loss_weight, [o for o in outputs if "total_loss" in o]
@@ -327,7 +327,7 @@ class ForwardPass:
                 raise self._uneven(self.clean + 1)
             return self.targets.pop(0)
         with torch.no_grad():
-            return fused if isinstance(fused, Tensor) else fused()
+            return fused() if callable(fused) else fused
 
     def _uneven(self, degraded: int) -> ValueError:
         return ValueError(

@@ -53,4 +53,7 @@ def in_backward() -> bool:
 
 def first_parameter(module: nn.Module) -> nn.Parameter | None:
     """The first floating-point parameter, which stands for the module's device and dtype."""
-    return next((p for p in module.parameters() if p.is_floating_point()), None)
+    for parameter in module.parameters():  # next(…, None) breaks the graph of torch 2.6's compiler
+        if parameter.is_floating_point():
+            return parameter
+    return None

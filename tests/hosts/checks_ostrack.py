@@ -11,7 +11,7 @@ import host_compat
 import numpy as np
 import pytest
 import torch
-from embedded.sequences import Sequence, generate_sequence
+from embedded.sequences import RGBTSequence, generate_sequence
 from hosts.harness import full_network, host, small_network
 from test_law import anatomy, assert_same_anatomy
 from torch import nn
@@ -27,7 +27,7 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="module")
-def sequence() -> Sequence:
+def sequence() -> RGBTSequence:
     return generate_sequence(3, frames=6)
 
 
@@ -49,13 +49,13 @@ def small_fusion() -> GenerativeFusion:
     return fusion
 
 
-def track(tracker: Any, sequence: Sequence) -> np.ndarray:
+def track(tracker: Any, sequence: RGBTSequence) -> np.ndarray:
     return host_compat.track(
         tracker, host_compat.six_channels(sequence), sequence.boxes_visible[0].tolist()
     )[0]
 
 
-def test_tracker(tracker: Any, sequence: Sequence, tmp_path: Path) -> None:
+def test_tracker(tracker: Any, sequence: RGBTSequence, tmp_path: Path) -> None:
     network = tracker.network
     before, expected = anatomy(network), track(tracker, sequence)
     handle = attach(tracker, small_fusion())
@@ -84,7 +84,7 @@ def test_tracker(tracker: Any, sequence: Sequence, tmp_path: Path) -> None:
         tracker.network = network
 
 
-def test_actor(tracker: Any, sequence: Sequence) -> None:
+def test_actor(tracker: Any, sequence: RGBTSequence) -> None:
     """The host's own training step, as its trainer calls it, with the plugin's gradients only."""
     module, cfg = host()
     network = tracker.network
@@ -127,7 +127,7 @@ def test_actor(tracker: Any, sequence: Sequence) -> None:
     network.eval()
 
 
-def test_dtypes(tracker: Any, sequence: Sequence) -> None:
+def test_dtypes(tracker: Any, sequence: RGBTSequence) -> None:
     """Under bfloat16 autocast, as the host's trainer with AMP, and with a plugin of another dtype
     than the host's.
     """

@@ -13,7 +13,6 @@ from caches import CONCAT, QUIET, Images, make_cache, make_image_cache
 from cases import CASES, Case
 from tiny_hosts import BoxHead, ConcatTracker
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
 from torch.utils.data import DataLoader, Subset
 from training_data import Loss, assert_same, attached, labels, weights
 
@@ -332,13 +331,24 @@ def test_the_head_is_called_with_the_same_structure(tmp_path: Path) -> None:
     cache.network(handle)(batch)
     ((args, kwargs),) = seen
     expected_args, expected_kwargs = nest(batch["head_0"])
-    found, structure = tree_flatten([list(args), kwargs])
-    expected, same = tree_flatten([expected_args, expected_kwargs])
-    assert structure == same and list(map(type, found)) == list(map(type, expected))
-    assert all(
-        torch.equal(one, other) if isinstance(one, Tensor) else one == other
-        for one, other in zip(found, expected, strict=True)
-    )
+    assert_same_tree(list(args), expected_args)
+    assert_same_tree(kwargs, expected_kwargs)
+
+
+def assert_same_tree(one: Any, other: Any) -> None:
+    """The same containers with keys in the same order, and equal values of the same types."""
+    assert type(one) is type(other)
+    if isinstance(one, Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert list(one) == list(other)
+        for key in one:
+            assert_same_tree(one[key], other[key])
+    elif isinstance(one, list | tuple):
+        for x, y in zip(one, other, strict=True):
+            assert_same_tree(x, y)
+    else:
+        assert one == other
 
 
 UNCACHEABLE: dict[str, tuple[Callable[[Tensor], Any], str]] = {
