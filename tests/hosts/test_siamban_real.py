@@ -1,6 +1,4 @@
-"""The Siamese RGB-T baseline made of a real checkout of siamban, unmodified: HOSTS=folder that
-holds `siamban`.
-"""
+"""The Siamese RGB-T baseline made of a real checkout of siamban, unmodified."""
 
 import copy
 import pickle
