@@ -168,9 +168,7 @@ def train(
 def train_baseline(
     cfg: Any, rgb: nn.Module, tir: nn.Module, batch: Batches, steps: int
 ) -> nn.Module:
-    """Stage 1.1, backbone, neck and head for each modality, then 1.2, the fusion block and a head
-    for both.
-    """
+    """Stage 1.1, backbone, neck and head of each modality, then 1.2, the fusion and one head."""
     for name, model, channels in (("RGB", rgb, RGB), ("thermal", tir, TIR)):
         print(f"stage 1.1, {name}")
         train(
