@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..model import checkpoint, fast_path
 from ..model.fusion import GenerativeFusion
 from .adapter import Adapter
-from .patching import Method, Patched, Point, Root, patch, unpatch
+from .patching import Head, Method, Patched, Point, Root, patch, unpatch
 from .plugin import PREFIX, ForwardPass, Mode, Plugin, Recorded, first_parameter
 from .recognition import networks_of
 
@@ -130,6 +130,20 @@ class Attachment:
             f"trainable%: {100 * trainable / total:.2f}"
         )
 
+    def check_gradients(self) -> None:
+        """To be called after a backward: does the new head learn?
+
+        Raises:
+            ValueError: it got no gradient, as the host does not use it where the adapter says.
+        """
+        parameters = [p for p in self.head.parameters() if p.requires_grad]
+        if parameters and all(p.grad is None for p in parameters):
+            raise ValueError(
+                f"the new head in place of {self.plugin.head_name!r} got no gradient: the host "
+                "computes its loss without it. Name the module that predicts the box as the "
+                "adapter's head"
+            )
+
     def host_state_dict(self) -> dict[str, Any]:  # a host's extra states are anything
         """The host's own `state_dict`, which loads strictly into an unpatched host."""
         state = self.network.state_dict()
@@ -205,8 +219,9 @@ class Attachment:
                 f"calibrate got a {type(batches).__name__}; expected batches of the host's inputs, "
                 "such as [(template, search)]"
             )
-        degradation, self.degradation = self.degradation, None  # the start is the host's own fusion
+        degradation = self.degradation
         try:
+            self.degradation = None  # the start is the host's own fusion
             with self.recorded() as recording, torch.no_grad():
                 ran = [run_host(self.network, batch) is not None for batch in batches]
         finally:
@@ -291,7 +306,7 @@ def insert(
     points: dict[str, Method] = {adapter.head: _call_head, **adapter.points(network)}
     _check_points(network, adapter.head, points)
     before = fusion.head, fusion.head_state
-    head = _copy_head(own_head)
+    head = _copy_head(adapter.head, own_head)
     tuned = fusion.head_state if fusion.head is None else fusion.head.state_dict()
     if tuned is not None:
         checkpoint.load_state(head, tuned, "the head saved with the fusion")
@@ -307,7 +322,7 @@ def insert(
         for name, method in points.items():
             state = {"_gmmt_plugin": attachment.plugin, "_gmmt_method": method}
             module = network.get_submodule(name)
-            patch(module, Point, _gmmt_is_head=name == adapter.head, **state)
+            patch(module, Head if name == adapter.head else Point, **state)
         attachment.plugin.freeze()
         attachment.plugin.train(network.training)
         if calibrate is not None:
@@ -374,20 +389,35 @@ def _check_points(network: nn.Module, head: str, points: Mapping[str, Method]) -
             )
 
 
-def _copy_head(head: nn.Module) -> nn.Module:
+def _copy_head(name: str, head: nn.Module) -> nn.Module:
     """A new head. Hooks on the host's head run there, and not on the copy again, but for those
     that make weights.
+
+    Raises:
+        ValueError: it holds something that cannot be copied.
     """
-    head = copy.deepcopy(head).requires_grad_(True)
+    computed = {  # weights that weight_norm, spectral_norm or pruning make in every forward
+        id(value): value.detach().clone()
+        for module in head.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+    try:
+        copied = copy.deepcopy(head, computed)
+    except Exception as error:  # whatever the host keeps in its head
+        raise ValueError(
+            f"the head {name!r} ({type(head).__name__}) cannot be copied ({error}), and the new "
+            "head starts as a copy of it; take out of it what cannot"
+        ) from error
     for hooks in (
-        head._forward_hooks,
-        head._forward_pre_hooks,
-        head._backward_hooks,
-        head._backward_pre_hooks,
+        copied._forward_hooks,
+        copied._forward_pre_hooks,
+        copied._backward_hooks,
+        copied._backward_pre_hooks,
     ):
         for key in [k for k, hook in hooks.items() if not _makes_weights(hook)]:
             del hooks[key]
-    return head
+    return copied.requires_grad_(True)
 
 
 def _makes_weights(hook: object) -> bool:

@@ -6,6 +6,7 @@ closures would not survive a deepcopy.
 """
 
 import functools
+import types
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -43,17 +44,15 @@ class Point(Patched):
     """A module whose forward the adapter steps in for."""
 
     _gmmt_method: Method
-    _gmmt_is_head: bool
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:  # as the host's
         plugin = self._gmmt_plugin
         if plugin.mode is Mode.HOST:
             return super().forward(*args, **kwargs)
-        current = plugin.enter()
-        new_head = self._gmmt_is_head and current.mode is not Mode.RECORD
-        forward = plugin.head if new_head else super().forward
-        whole = False
+        current, whole = None, False
         try:
+            current = plugin.enter()
+            forward = self._gmmt_forward(current)
             # hosts that forget torch.no_grad at inference would build a graph through the network
             with torch.set_grad_enabled(torch.is_grad_enabled() and plugin.training):
                 out = self._gmmt_method(current, forward, *args, **kwargs)
@@ -61,6 +60,28 @@ class Point(Patched):
         finally:
             plugin.leave(current, whole)
         return out
+
+    def _gmmt_forward(self, current: ForwardPass) -> Callable[..., Any]:  # as the host's
+        return super().forward
+
+
+class Head(Point):
+    """The host's head. Whatever the host asks of it while a map is generated, the new head does.
+
+    That are its forward, its other methods, and inside of a forward of the network its parameters
+    and submodules, as some hosts use parts of their head one by one.
+    """
+
+    def _gmmt_forward(self, current: ForwardPass) -> Callable[..., Any]:  # as the host's
+        if current.mode is Mode.RECORD:
+            return super()._gmmt_forward(current)
+        return self._gmmt_plugin.head
+
+    def __getattr__(self, name: str) -> Any:  # a parameter or a submodule
+        plugin = self.__dict__.get("_gmmt_plugin")
+        if plugin is not None and plugin.in_forward and plugin.uses_new_head:
+            return getattr(plugin.head, name)
+        return super().__getattr__(name)
 
 
 class Root(Patched):
@@ -72,9 +93,9 @@ class Root(Patched):
             raise ValueError(f"the network is wrapped in DataParallel; {NO_REPLICAS}")
         if plugin.mode is Mode.HOST:
             return super().forward(*args, **kwargs)
-        current = plugin.enter()
-        whole = False
+        current, whole = None, False
         try:
+            current = plugin.enter()
             # trainers call .train() and requires_grad_ on parts of the host
             if not plugin.frozen or (plugin.training and not torch.compiler.is_compiling()):
                 plugin.freeze()
@@ -142,11 +163,37 @@ def _swapped(kind: type[Any], original: type[Any]) -> type[Any]:
 
     # the name stays: hosts store and compare type(net).__name__
     names = {name: getattr(original, name) for name in ("__module__", "__qualname__", "__doc__")}
-    return type(original.__name__, (kind, original), {**names, "forward": forward})
+    names["forward"] = forward
+    if kind is Head:
+        names.update(_redirect_methods(original))
+    return type(original.__name__, (kind, original), names)
+
+
+def _redirect_methods(original: type[Any]) -> dict[str, Any]:
+    """The public methods that a head's class adds to nn.Module's, as calls of the new head."""
+    own: dict[str, Any] = {}
+    for cls in reversed(original.__mro__):
+        if cls not in nn.Module.__mro__:
+            own.update(vars(cls))
+    return {
+        name: _redirect(name, method)
+        for name, method in own.items()
+        if isinstance(method, types.FunctionType)
+        and not name.startswith("_")
+        and not hasattr(nn.Module, name)
+    }
+
+
+def _redirect(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def redirected(self: Any, *args: Any, **kwargs: Any) -> Any:
+        plugin = self._gmmt_plugin
+        if plugin.uses_new_head:
+            return getattr(plugin.head, name)(*args, **kwargs)
+        return method(self, *args, **kwargs)
+
+    return redirected
 
 
 def _empty(kind: type[Any], original: type[Any]) -> Any:  # a module without its state, for pickle
     return object.__new__(_swapped(kind, original))
-
-
-__all__ = ["NO_REPLICAS", "ForwardPass", "Method", "Patched", "Point", "Root", "patch", "unpatch"]

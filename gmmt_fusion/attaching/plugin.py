@@ -105,6 +105,19 @@ class Plugin(nn.Module):
             return self.override[0]
         return Mode.LEARN if self.training else Mode.GENERATE
 
+    @property
+    def in_forward(self) -> bool:
+        """Whether this thread is inside of a patched module."""
+        current: ForwardPass | None = getattr(self.threads, "current", None)
+        return current is not None and current.depth > 0
+
+    @property
+    def uses_new_head(self) -> bool:
+        """Whether the host's head is not the one in use."""
+        current: ForwardPass | None = getattr(self.threads, "current", None)
+        mode = self.mode if current is None or current.depth == 0 else current.mode
+        return mode is Mode.GENERATE or mode is Mode.LEARN
+
     def enter(self) -> "ForwardPass":
         """The pass that this thread is in, or a new one, for a call of a patched module.
 
@@ -125,16 +138,18 @@ class Plugin(nn.Module):
         current.depth += 1
         return current
 
-    def leave(self, current: "ForwardPass", whole: bool) -> None:
+    def leave(self, current: "ForwardPass | None", whole: bool) -> None:
         """The end of such a call; `whole` is False after an exception, which ends the pass."""
-        current.depth -= 1
-        if not whole or (current.depth == 0 and current.fused):
+        if current is not None:
+            current.depth -= 1
+        if not whole or current is None or (current.depth == 0 and current.fused):
             self.threads.current = None
 
     def fuse_alone(self, features: Sequence[Tensor], fused: Fused) -> Tensor:
         """`ForwardPass.fuse` in a pass of its own, for maps that no host computes just now."""
-        current, whole = self.enter(), False
+        current, whole = None, False
         try:
+            current = self.enter()
             result = current.fuse(features, fused)
             whole = True
         finally:
@@ -208,7 +223,9 @@ class Plugin(nn.Module):
             parameter.requires_grad_(self.host_requires_grad.get(name, parameter.requires_grad))
 
     def set_override(self, override: tuple[Mode, list[Recorded]] | None) -> None:
+        """Another mode from the next forward on, and the host frozen or thawed for it."""
         self.override = override
+        self.threads.current = None  # of a forward that Ctrl-C has ended, maybe
         if self.mode is Mode.HOST:
             self.thaw()
         else:

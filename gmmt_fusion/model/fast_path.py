@@ -197,7 +197,7 @@ class ProductConv2d(nn.Conv2d):
         return (module.groups, module.dilation, module.padding_mode) == (1, (1, 1), "zeros")
 
     def forward(self, x: Tensor) -> Tensor:
-        if len(x) > 1 or self.out_channels < x.shape[-2] * x.shape[-1]:
+        if x.shape[0] > 1 or self.out_channels < x.shape[-2] * x.shape[-1]:
             return super().forward(x)
         padding = int(self.padding[0]), int(self.padding[1])
         columns = F.unfold(x, self.kernel_size, padding=padding, stride=self.stride)

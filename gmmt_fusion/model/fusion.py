@@ -267,7 +267,7 @@ class GenerativeFusion(nn.Module):
         dtype = check_maps(features, None, self.modalities, self.channels)
         steps = self.steps if steps is None else self._check_steps(steps)
         check_whole_number("num_samples", num_samples)
-        batch = len(features[0])
+        batch = features[0].shape[0]
         maps = self._normalise(features)
         if num_samples > 1:
             maps = [f.repeat(num_samples, 1, 1, 1) for f in maps]
@@ -438,7 +438,7 @@ class GenerativeFusion(nn.Module):
         """Starting noise (num_samples · B, C, H, W) in float32; without a generator one noise for
         the whole batch.
         """
-        batch, size = len(like) // num_samples, like.shape[2:]
+        batch, size = like.shape[0] // num_samples, like.shape[2:]
         if generator is not None:
             return standard_normal(like.shape, generator, like.device)
         noise = self.noise.float()

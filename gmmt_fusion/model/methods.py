@@ -39,7 +39,7 @@ class BoundNetwork:
         self, network: nn.Module, features: list[Tensor], residual: Tensor | None = None
     ) -> None:
         self.network, self.features, self.residual = network, features, residual
-        self.batch, self.device = len(features[0]), features[0].device
+        self.batch, self.device = features[0].shape[0], features[0].device
 
     def __call__(self, noisy: Tensor | None, timesteps: Tensor) -> Tensor:
         """U(x_t, f_1 … f_m, t), or U(f_1 … f_m) without noise: (B, C, H, W) in float32."""
@@ -225,7 +225,7 @@ class Diffusion(Method):
     ) -> list[Tensor]:
         """`steps` steps from t = T down, a batch in one pass; the estimate of x_0 at every step."""
         x_t = cast(Tensor, noise)
-        scheduler, batch = self.scheduler, len(x_t)
+        scheduler, batch = self.scheduler, x_t.shape[0]
         if self.is_one_pass(steps):
             last = x_t.new_full((batch,), self.last_timestep, dtype=torch.long)
             return [self.to_x_0(self.predict(network, x_t, last), x_t, last)]

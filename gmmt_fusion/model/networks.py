@@ -139,7 +139,7 @@ class UViT(nn.Module):
             rearrange(timestep_embedding(timesteps, self.width), "b c -> b 1 c")
             + self.time_position
         )
-        tokens = torch.cat([time.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], dim=1)
+        tokens = torch.cat([time.expand(tokens.shape[0], -1, -1).to(tokens.dtype), tokens], dim=1)
         skips = []
         for block in self.down:
             tokens = block(tokens)
@@ -236,7 +236,7 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
         height, width = x.shape[-2:]
-        maps: Tensor = self.unet(self.pad(x), timesteps.expand(len(x))).sample
+        maps: Tensor = self.unet(self.pad(x), timesteps.expand(x.shape[0])).sample
         return maps[..., :height, :width]
 
 

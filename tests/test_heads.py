@@ -1,0 +1,136 @@
+"""The new head: a copy of any head, and in use however the host uses its own."""
+
+import threading
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import CASES
+from test_law import anatomy, assert_same_anatomy
+from tiny_hosts import CHANNELS, stream
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
+
+from gmmt_fusion import attach
+from gmmt_fusion.adapters import ModuleAdapter
+
+CONCAT = CASES[0]
+
+
+class Head(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.score = nn.Conv2d(CHANNELS, 1, 1)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.score(maps)
+
+    def infer(self, maps: Tensor) -> Tensor:
+        return self.forward(maps)
+
+
+def by_call(head: Any, maps: Tensor) -> Tensor:
+    return head(maps)
+
+
+def by_method(head: Any, maps: Tensor) -> Tensor:
+    return head.infer(maps)
+
+
+def by_part(head: Any, maps: Tensor) -> Tensor:
+    return head.score(maps)
+
+
+def by_weights(head: Any, maps: Tensor) -> Tensor:
+    return F.conv2d(maps, head.score.weight, head.score.bias)
+
+
+def by_forward(head: Any, maps: Tensor) -> Tensor:
+    return head.forward(maps)
+
+
+class Tracker(nn.Module):
+    """A tracker that uses its head in one of several ways."""
+
+    def __init__(self, use: Any, head: nn.Module | None = None) -> None:
+        super().__init__()
+        self.use = use
+        self.rgb, self.tir = stream(), stream()
+        self.fuse, self.head = nn.Conv2d(2 * CHANNELS, CHANNELS, 1), head or Head()
+
+    def forward(self, search: Tensor) -> Tensor:
+        maps = torch.cat([self.rgb(search[:, :3]), self.tir(search[:, 3:])], dim=1)
+        return self.use(self.head, self.fuse(maps))
+
+
+def search() -> Tensor:
+    return torch.rand(2, 6, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    "use", [by_call, by_forward, by_method, by_part, by_weights], ids=lambda use: use.__name__
+)
+def test_a_host_uses_the_new_head_in_its_own_way(use: Any) -> None:
+    network = Tracker(use).eval()
+    before, expected = anatomy(network), network(search())
+    handle = attach(network, CONCAT.make_fusion(), ModuleAdapter("fuse", "head"))
+    with torch.no_grad():
+        handle.head.score.bias.fill_(100)
+    assert (network(search()) > 50).all()
+    own = network.head.score.bias  # outside of a forward the host's own parts are seen
+    assert own.abs().max() < 1
+    with handle.disabled():
+        assert torch.equal(network(search()), expected)
+    with handle.recorded():
+        assert torch.equal(network(search()), expected)
+    network.train()(search()).square().mean().backward()
+    handle.check_gradients()
+    assert handle.head.score.weight.grad is not None and own.grad is None
+    network.eval()
+    handle.detach()
+    assert torch.equal(network(search()), expected)
+    assert_same_anatomy(anatomy(network), before)
+
+
+def test_a_head_that_the_loss_does_not_need_is_named() -> None:
+    network = Tracker(lambda head, maps: maps)
+    handle = attach(network, CONCAT.make_fusion(), ModuleAdapter("fuse", "head"))
+    network.train()(search()).square().mean().backward()
+    with pytest.raises(ValueError, match="the new head in place of 'head' got no gradient"):
+        handle.check_gradients()
+
+
+COMPUTED = {
+    "weight_norm": weight_norm,
+    "spectral_norm": spectral_norm,
+    "pruned": lambda conv: prune.l1_unstructured(conv, "weight", 0.3),
+    "parametrised": parametrizations.weight_norm,
+}
+
+
+@pytest.mark.parametrize("kind", COMPUTED)
+def test_heads_whose_weights_are_computed(kind: str) -> None:
+    head = Head()
+    head.score = COMPUTED[kind](head.score)
+    network = Tracker(by_call, head).train()
+    network(search())  # it has been trained: its weights have a graph
+    network.eval()
+    expected = network(search())
+    handle = attach(network, CONCAT.make_fusion(), ModuleAdapter("fuse", "head"))
+    with handle.disabled():
+        assert torch.equal(network(search()), expected)
+    with handle.recorded() as recorded:
+        network(search())
+    torch.testing.assert_close(handle.head(recorded[0][1]), expected)
+    network.train()(search()).square().mean().backward()
+    handle.check_gradients()
+
+
+def test_a_head_that_cannot_be_copied_is_refused_by_name() -> None:
+    network = Tracker(by_call)
+    network.head.lock = threading.Lock()
+    before = set(vars(network))
+    with pytest.raises(ValueError, match=r"the head 'head' \(Head\) cannot be copied"):
+        attach(network, CONCAT.make_fusion(), ModuleAdapter("fuse", "head"))
+    assert set(vars(network)) == before and "gmmt_fusion" not in dict(network.named_children())
