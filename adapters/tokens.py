@@ -19,5 +19,5 @@ def to_map(tokens: Tensor, places: Tensor, shape: torch.Size) -> Tensor:
     search = tokens[:, -places.shape[1] :]
     height, width = shape[-2:]
     index = places.long()[..., None].expand_as(search)
-    whole = search.new_zeros(len(search), height * width, search.shape[-1])
+    whole = search.new_zeros(search.shape[0], height * width, search.shape[-1])
     return rearrange(whole.scatter(1, index, search), "b (h w) c -> b c h w", h=height)
