@@ -27,7 +27,8 @@ class Case:
     one tensor out.
     train: one training forward, whatever the host returns. adapter: for `attach`. fusion: arguments
     of GenerativeFusion. fused_in: a submodule that only the host's own fusion runs, or "" where
-    there is none. fullgraph: whether the host alone compiles as one graph.
+    there is none. fullgraph: whether the host alone compiles as one graph. fusions: of one training
+    forward.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Case:
     fusion: dict[str, Any] = field(default_factory=dict)
     fused_in: str = ""
     fullgraph: bool = True
+    fusions: int = 1
 
     def make_fusion(self, **options: Any) -> GenerativeFusion:
         """A fusion whose output differs visibly from the host's: its last layer is not at zero."""
@@ -133,6 +135,7 @@ def ostrack(
         {**TINY, **fusion},
         fused_in,
         fullgraph,
+        fusions=2 if paths else 1,
     )
 
 
