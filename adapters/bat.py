@@ -6,7 +6,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from gmmt_fusion.attaching.adapter import Adapter, missing_submodule
-from gmmt_fusion.attaching.patching import ForwardPass, Method
+from gmmt_fusion.attaching.patching import Method
+from gmmt_fusion.attaching.plugin import ForwardPass
 
 from .structure import BLOCKS, children, first_convolution, signature
 from .tokens import to_map
@@ -70,7 +71,7 @@ class BATAdapter(Adapter):
         *args: Any,
         **kwargs: Any,
     ) -> Any:  # whatever the host's head returns
-        streams, places = (current.memory.pop(name, ()) for name in ("streams", "places"))
+        streams, places = (current.memory.get(name, ()) for name in ("streams", "places"))
         if (len(streams), len(places)) != (2, 2):
             raise ValueError(
                 f"the head was called after {len(streams)} calls of backbone.norm since the last "

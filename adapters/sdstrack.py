@@ -3,15 +3,19 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from gmmt_fusion.attaching.adapter import Adapter, missing_submodule
-from gmmt_fusion.attaching.patching import ForwardPass, Method
+from gmmt_fusion.attaching.patching import Method
+from gmmt_fusion.attaching.plugin import ForwardPass
 
 from .structure import BLOCKS, children, first_convolution, signature
 from .tokens import to_map
 
 STREAMS, BOTH = ("rgb", "dte"), "rgb_dte"  # what the host calls a block's modes
+Streams = list[tuple[Tensor, Tensor]]
+"""Of each stream its tokens (B, N, C) and the places (B, L) of those of the search region."""
 
 
 class SDSTrackAdapter(Adapter):
@@ -60,7 +64,7 @@ class SDSTrackAdapter(Adapter):
             )
             lengths = [t.shape[1] + p.shape[1] for t, p in zip(template, places, strict=True)]
             pairs = zip(out[0].split(lengths, dim=1), places, strict=True)
-            current.memory[path] = list(pairs)
+            current.memory[path] = list(pairs), None
         return out
 
     def fuse(
@@ -71,11 +75,21 @@ class SDSTrackAdapter(Adapter):
         *args: Any,
         **kwargs: Any,
     ) -> Any:  # whatever the host's head returns
-        path = next(iter(current.memory), None)  # the head is called in the order of the paths
-        if path is None:
-            raise ValueError(
-                f"the head was called before the last block ran with mode {BOTH!r} for its path"
-            )
-        pairs: list[tuple[Tensor, Tensor]] = current.memory.pop(path)
+        path = _path_of(fused, current.memory)
+        pairs, _ = current.memory[path]
+        current.memory[path] = pairs, fused
         maps = [to_map(tokens, places, fused.shape) for tokens, places in pairs]
         return forward(current.fuse(maps, fused), *args, **kwargs)
+
+
+def _path_of(fused: Tensor, memory: dict[str, tuple[Streams, Tensor | None]]) -> str:
+    """The path that a fused map (B, C, H, W) is of, where the head is called path by path."""
+    for path, (_, seen) in memory.items():
+        if seen is None:
+            return path
+    for path, (_, seen) in memory.items():  # activation checkpointing calls the head again
+        if seen is not None and torch.equal(seen, fused):
+            return path
+    raise ValueError(
+        f"the head was called before the last block ran with mode {BOTH!r} for its path"
+    )

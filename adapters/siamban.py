@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from gmmt_fusion.attaching.adapter import Adapter, missing_submodule
-from gmmt_fusion.attaching.patching import ForwardPass, Method
+from gmmt_fusion.attaching.patching import Method
+from gmmt_fusion.attaching.plugin import ForwardPass
 
 Maps = Tensor | list[Tensor]
 """What the host passes around: a map (B, C, H, W), or a list of them, one a level."""

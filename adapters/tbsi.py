@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping
 from torch import Tensor, nn
 
 from gmmt_fusion.attaching.adapter import Adapter
-from gmmt_fusion.attaching.patching import ForwardPass, Method
+from gmmt_fusion.attaching.patching import Method
+from gmmt_fusion.attaching.plugin import ForwardPass
 
 from .structure import first_convolution
 

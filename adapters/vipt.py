@@ -6,7 +6,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from gmmt_fusion.attaching.adapter import Adapter, missing_submodule
-from gmmt_fusion.attaching.patching import ForwardPass, Method
+from gmmt_fusion.attaching.patching import Method
+from gmmt_fusion.attaching.plugin import ForwardPass
 
 from .structure import BLOCKS, children, first_convolution
 

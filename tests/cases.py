@@ -24,7 +24,7 @@ class Case:
     """A host and how it is used.
 
     build: a fresh network, always with the same weights, in eval mode. run: one frame at inference,
-    one tensor out.
+    one tensor out; hosts of the OSTrack family take a seed, for another frame.
     train: one training forward, whatever the host returns. adapter: for `attach`. fusion: arguments
     of GenerativeFusion. fused_in: a submodule that only the host's own fusion runs, or "" where
     there is none. fullgraph: whether the host alone compiles as one graph. fusions: of one training
@@ -33,7 +33,7 @@ class Case:
 
     name: str
     build: Callable[[], nn.Module]
-    run: Callable[[nn.Module], Tensor]
+    run: Callable[..., Tensor]
     train: Callable[[nn.Module], Any]
     adapter: Callable[[], Any]
     fusion: dict[str, Any] = field(default_factory=dict)
@@ -107,11 +107,12 @@ def ostrack(
     lists: TBSI's two images, in place of one of six channels. search: the side of the search image.
     paths: SDSTrack's two dicts out in training.
     """
-    generator = torch.Generator().manual_seed(1)
-    images = [torch.randn(2, 6, side, side, generator=generator) for side in (search // 2, search)]
+    sides = search // 2, search
 
-    def run(network: nn.Module, **options: Any) -> Any:
+    def run(network: nn.Module, seed: int = 1, **options: Any) -> Any:
         like = next(network.parameters())
+        generator = torch.Generator().manual_seed(seed)
+        images = [torch.randn(2, 6, side, side, generator=generator) for side in sides]
         template, search = (
             list(x.to(like).split(3, dim=1)) if lists else x.to(like) for x in images
         )
@@ -129,7 +130,7 @@ def ostrack(
     return Case(
         name,
         build,
-        lambda network: run(network, **infer)["scores"],
+        lambda network, seed=1: run(network, seed, **infer)["scores"],
         run,
         lambda: "auto",
         {**TINY, **fusion},

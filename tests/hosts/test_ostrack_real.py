@@ -11,7 +11,7 @@ from hosts.harness import NAMES, checkout
 TESTS = Path(__file__).parents[1]
 
 
-COMMON = ["test_law.py", "hosts/checks_ostrack.py"]
+COMMON = ["test_law.py", "hosts/checks_law.py", "hosts/checks_ostrack.py"]
 SINGLE = [*COMMON, "test_ostrack.py", "hosts/checks_training.py"]
 DUAL = [*COMMON, "test_dual_streams.py"]
 FILES = {"vipt": SINGLE, "tbsi": SINGLE, "bat": DUAL, "sdstrack": DUAL}
