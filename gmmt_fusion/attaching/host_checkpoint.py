@@ -2,110 +2,27 @@
 any of their code.
 """
 
-import pickletools
+import io
 import struct
 import zipfile
-from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from collections import OrderedDict
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
-MAPPINGS = {
-    "collections.defaultdict",
-    "easydict.EasyDict",
-    "yacs.config.CfgNode",
-    "addict.addict.Dict",
-    "mmengine.config.config.ConfigDict",
-    "mmcv.utils.config.ConfigDict",
-}
-"""Subclasses of dict in hosts' checkpoints; they become an OrderedDict."""
+from .inert_pickle import InertUnpickler, NotLoaded, Storage
 
-NUMBERS = {
-    "b1": "?",
-    "i1": "b",
-    "u1": "B",
-    "i2": "h",
-    "u2": "H",
-    "i4": "i",
-    "u4": "I",
-    "i8": "q",
-    "u8": "Q",
-    "f2": "e",
-    "f4": "f",
-    "f8": "d",
-}
-"""numpy's type codes, as those of `struct`."""
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # of torch before 1.6, as siamban's published weights
 
 
-class NotLoaded:
-    """Stands where a checkpoint holds an object of a class that was not loaded; it has none of the
-    object's content.
-    """
-
-    name = ""
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> "NotLoaded":
-        return super().__new__(cls)
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-    def __repr__(self) -> str:
-        return f"<{self.name}, not loaded>"
-
-
-class Mapping:
-    """Stands for a subclass of dict: calling it gives an OrderedDict, the one that `torch.load`
-    accepts items for.
-    """
-
-    def __new__(cls, *args: Any) -> Any:
-        return OrderedDict()
-
-
-class Type(NotLoaded):
-    """Stands for `numpy.dtype`: keeps the type's code and byte order."""
-
-    code, order = "", "<"
-
-    def __init__(self, code: Any = "", *args: Any) -> None:
-        self.code = str(code)
-
-    def __setstate__(self, state: Any) -> None:
-        self.order = ">" if tuple(state)[1:2] == (">",) else "<"
-
-
-class Number(NotLoaded):
-    """Stands for numpy's scalars: calling it gives a Python number, such as siamban's learning
-    rates.
-    """
-
-    def __new__(cls, kind: Any = None, data: Any = None) -> Any:
-        if isinstance(kind, Type) and kind.code in NUMBERS and isinstance(data, bytes):
-            return struct.unpack(kind.order + NUMBERS[kind.code], data)[0]
-        return super().__new__(cls)
-
-
-KNOWN = {
-    "numpy.dtype": Type,
-    "numpy.core.multiarray.scalar": Number,
-    "numpy._core.multiarray.scalar": Number,
-    **dict.fromkeys(MAPPINGS, Mapping),
-}
-
-
-def load_host_checkpoint(path: Any, map_location: Any = "cpu") -> dict[str, Any]:
+def load_host_checkpoint(
+    path: str | Path, map_location: str | torch.device = "cpu"
+) -> dict[str, Any]:  # what the host saved
     """A host's checkpoint (`.pth`, `.pth.tar`), without the host's repository on the import path.
 
     Tensors, numbers, strings and containers are loaded as they are; an object of any other class
-    becomes an inert `NotLoaded`. Nothing that the file names is imported or called. Subclasses of
-    list, and of dict other than those of `MAPPINGS`, cannot be read.
+    becomes an inert `NotLoaded`, dicts' subclasses that configs are made of an OrderedDict. Nothing
+    that the file names is imported or called. Time and memory are linear in the file's size.
 
     The weights are under "net" in checkpoints of the OSTrack family (ViPT, TBSI; beside
     "optimizer", "stats", "settings", "epoch", …), under "state_dict" in siamban's (beside
@@ -114,27 +31,27 @@ def load_host_checkpoint(path: Any, map_location: Any = "cpu") -> dict[str, Any]
 
     Args:
         path: the file.
-        map_location: where tensors go, as in `torch.load`.
+        map_location: the device that tensors go to.
 
     Returns:
         The dict that the host saved.
 
     Raises:
-        OSError: the file is missing, cut off, or no checkpoint that can be read safely.
+        OSError: the file is missing, damaged, or no checkpoint that can be read safely.
     """
-    path = Path(path)
+    path, device = Path(path), torch.device(map_location)
     if not path.is_file():
         raise OSError(f"{path} is missing; expected a host's checkpoint, a .pth or .pth.tar file")
     try:
-        inert: list[Any] = [(_stand_in(name), name) for name in sorted(_unknown_names(path))]
-        with torch.serialization.safe_globals(inert):
-            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+        with path.open("rb") as file:
+            read = _read_zip if zipfile.is_zipfile(file) else _read_legacy
+            file.seek(0)
+            checkpoint = read(file, path.stat().st_size, device)
     except Exception as error:  # a damaged file raises nearly anything
         first = next(iter(str(error).splitlines()), "")
         raise OSError(
-            f"{path} is cut off, or no checkpoint of torch.save that can be read without running "
-            "code: "
-            f"{type(error).__name__}: {first}"
+            f"{path} is damaged, or no checkpoint of torch.save that can be read without running "
+            f"code: {type(error).__name__}: {first:.200}"
         ) from error
     if not isinstance(checkpoint, dict):
         raise OSError(
@@ -143,30 +60,89 @@ def load_host_checkpoint(path: Any, map_location: Any = "cpu") -> dict[str, Any]
     return checkpoint
 
 
-def _stand_in(name: str) -> type:
-    # a class of its own for each name: torch.load finds it by identity
-    return type("NotLoaded", (KNOWN.get(name, NotLoaded),), {"name": name})
+def _read_zip(file: BinaryIO, length: int, device: torch.device) -> Any:  # what was saved
+    """Torch's format: a zip of one pickle and of the storages; their checksums are compared."""
+    with zipfile.ZipFile(file) as archive:
+        members = {member.filename: member for member in archive.infolist()}
+        stored = all(member.compress_type == zipfile.ZIP_STORED for member in members.values())
+        if not stored or sum(member.file_size for member in members.values()) > length:
+            raise ValueError("its parts are larger than the file")
+        main = next((name for name in members if name.endswith("data.pkl")), None)
+        if main is None:
+            raise ValueError("there is no data.pkl in it")
+        folder = main.removesuffix("data.pkl")
+        order = (
+            archive.read(members[f"{folder}byteorder"]) if f"{folder}byteorder" in members else b""
+        )
+        if order not in (b"", b"little"):
+            raise ValueError(f"its byte order is {order!r}; expected little")
+        storages: dict[str, Storage] = {}
+
+        def load_storage(identity: Any) -> Storage:  # of the file
+            kind, dtype, key, _, numbers = identity
+            if kind != "storage" or not isinstance(dtype, torch.dtype):
+                raise ValueError(f"a storage is a {kind}")
+            if str(key) not in storages:
+                data = bytearray(archive.read(members[f"{folder}data/{key}"]))
+                if len(data) < int(numbers) * dtype.itemsize:
+                    raise ValueError(f"storage {key} is shorter than it says")
+                storages[str(key)] = _make_storage(data, dtype, device)
+            found = storages[str(key)]
+            return Storage(found.untyped, dtype)
+
+        return InertUnpickler(io.BytesIO(archive.read(members[main])), load_storage).load()
 
 
-def _unknown_names(path: Path) -> set[str]:
-    """The classes and functions that the file names and `torch.load` does not know; nothing is
-    unpickled.
-    """
-    if zipfile.is_zipfile(path):
-        return set(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    return set(_legacy_names(path))
+def _read_legacy(file: BinaryIO, length: int, device: torch.device) -> Any:  # what was saved
+    """The format of torch before 1.6: five pickles, then the storages one after another."""
+    data = io.BytesIO(file.read())
+    storages: dict[str, tuple[Storage, int]] = {}
+    room = length
+
+    def load_storage(identity: Any) -> Storage:  # of the file
+        nonlocal room
+        if identity[0] == "module":
+            return identity[1]  # type: ignore[no-any-return]  # a class; its source does not matter
+        kind, dtype, key, _, numbers, view = identity
+        if kind != "storage" or not isinstance(dtype, torch.dtype) or view is not None:
+            raise ValueError(f"a storage is a {kind}, or a part of another")
+        if str(key) not in storages:
+            room -= int(numbers) * dtype.itemsize
+            if int(numbers) < 0 or room < 0:
+                raise ValueError("its storages are larger than the file")
+            space = torch.empty(int(numbers), dtype=dtype).untyped_storage()
+            storages[str(key)] = Storage(space, dtype), int(numbers)
+        storage, declared = storages[str(key)]
+        if storage.dtype is not dtype or declared != int(numbers):
+            raise ValueError(f"storage {key} is of two kinds")
+        return storage
+
+    magic, _, about, checkpoint, keys = (
+        InertUnpickler(data, load_storage).load() for _ in range(5)
+    )
+    if magic != LEGACY_MAGIC or not about.get("little_endian", True):
+        raise ValueError("it is not of torch.save, or of a machine of another byte order")
+    for key in keys:
+        storage, numbers = storages[str(key)]
+        (found,) = struct.unpack("<q", data.read(8))
+        content = data.read(numbers * storage.dtype.itemsize)
+        if found != numbers or len(content) != storage.untyped.nbytes():
+            raise ValueError("it ends in its storages")
+        storage.untyped.copy_(_make_storage(bytearray(content), storage.dtype, None).untyped)
+    if len(keys) != len(storages):
+        raise ValueError(f"it has {len(keys)} storages of {len(storages)}")
+    return checkpoint if device.type == "cpu" else _move(checkpoint, device)
 
 
-def _legacy_names(path: Path) -> Iterator[str]:
-    """All names in a file of torch before 1.6, as siamban's published weights: five pickles, then
-    the tensors.
-    """
-    with path.open("rb") as file:
-        for _ in range(5):
-            for opcode, argument, _ in pickletools.genops(file):
-                if opcode.name == "GLOBAL":
-                    module, name = str(argument).split(" ", 1)
-                    module, name = NAME_MAPPING.get(
-                        (module, name), (IMPORT_MAPPING.get(module, module), name)
-                    )
-                    yield f"{module}.{name}"
+def _make_storage(data: bytearray, dtype: torch.dtype, device: torch.device | None) -> Storage:
+    numbers = torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0)
+    return Storage((numbers if device is None else numbers.to(device)).untyped_storage(), dtype)
+
+
+def _move(value: Any, device: torch.device) -> Any:  # a part of what was saved
+    from torch.utils._pytree import tree_map_only
+
+    return tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), value)
+
+
+__all__ = ["NotLoaded", "load_host_checkpoint"]

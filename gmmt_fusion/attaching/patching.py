@@ -7,6 +7,7 @@ closures would not survive a deepcopy.
 
 import functools
 import types
+import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +77,19 @@ class Head(Point):
         if current.mode is Mode.RECORD:
             return super()._gmmt_forward(current)
         return self._gmmt_plugin.head
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:  # as the host's
+        out = super().forward(*args, **kwargs)
+        plugin = self._gmmt_plugin
+        if not (plugin.has_fused or plugin.warned) and plugin.mode is Mode.GENERATE:
+            plugin.warned = True
+            warnings.warn(
+                f"the host's head {plugin.head_name!r} was called, and no map was generated before "
+                "it: the fusion was not called, or only with maps of another size than the "
+                "adapter's. Look at the names and the size given to the adapter",
+                stacklevel=2,
+            )
+        return out
 
     def __getattr__(self, name: str) -> Any:  # a parameter or a submodule
         plugin = self.__dict__.get("_gmmt_plugin")

@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_finite
 from ..model.fusion import GenerativeFusion
 
 PREFIX = "gmmt_fusion"
@@ -69,6 +70,7 @@ class Plugin(nn.Module):
         degradation: what degrades the inputs of a training forward; see `Attachment.degradation`.
         total_loss_weight: λ, where the host returns its "total_loss".
         frozen: whether the host was frozen last, and not thawed.
+        has_fused: whether a map was generated yet; warned: whether its lack was told.
     """
 
     network: nn.Module
@@ -80,7 +82,7 @@ class Plugin(nn.Module):
         self.override: tuple[Mode, list[Recorded]] | None = None
         self.degradation: Callable[[Any, int, torch.Generator], Any] | None = None  # host's inputs
         self.total_loss_weight: float | None = None
-        self.frozen = False
+        self.frozen, self.has_fused, self.warned = False, False, False
         self.host_training = {name: module.training for name, module in self.host_modules()}
         self.host_requires_grad = {name: p.requires_grad for name, p in self.host_parameters()}
         self.threads = threading.local()  # .current and .learned: passes of each thread
@@ -283,7 +285,9 @@ class ForwardPass:
         self.fused = True
         fusion = self.plugin.fusion
         if self.mode is Mode.GENERATE:
-            return self._for_head(fusion(*features), fused if isinstance(fused, Tensor) else None)
+            generated = fusion(*features)
+            self._check_generated(features, generated)
+            return self._for_head(generated, fused if isinstance(fused, Tensor) else None)
         # a host may work in place, in its fusion or later
         features = [f.detach().clone() for f in features]
         if self.mode is Mode.LEARN and in_backward():
@@ -303,6 +307,14 @@ class ForwardPass:
         output = fusion.loss(features, target)
         self.calls.append(FusionCall(features, target, output.loss, random_state))
         return self._for_head(output.fused, target)
+
+    def _check_generated(self, features: Sequence[Tensor], generated: Tensor) -> None:
+        """Raise ValueError for NaN or infinity; on a GPU in the first frame only, as it waits."""
+        first, self.plugin.has_fused = not self.plugin.has_fused, True
+        if torch.compiler.is_compiling() or not (first or generated.device.type == "cpu"):
+            return
+        if not math.isfinite(float(generated.sum(dtype=torch.float32))):
+            check_finite(features, generated)
 
     def with_loss(self, out: Any) -> Any:  # whatever the host returns
         """The host's output with "generative_loss" in its dicts, and in their "total_loss"."""
