@@ -4,7 +4,9 @@ from gmmt_fusion.attaching.adapter import Adapter
 
 from . import siamban
 from .auto import ADAPTERS, attach
+from .bat import BATAdapter
 from .module import ModuleAdapter
+from .sdstrack import SDSTrackAdapter
 from .siamban import SiamBANAdapter
 from .tbsi import TBSIAdapter
 from .vipt import ViPTAdapter
@@ -12,7 +14,9 @@ from .vipt import ViPTAdapter
 __all__ = [
     "ADAPTERS",
     "Adapter",
+    "BATAdapter",
     "ModuleAdapter",
+    "SDSTrackAdapter",
     "SiamBANAdapter",
     "TBSIAdapter",
     "ViPTAdapter",

@@ -9,11 +9,19 @@ from gmmt_fusion.attaching.insertion import insert
 from gmmt_fusion.attaching.recognition import recognise
 from gmmt_fusion.model.fusion import GenerativeFusion
 
+from .bat import BATAdapter
+from .sdstrack import SDSTrackAdapter
 from .siamban import SiamBANAdapter
 from .tbsi import TBSIAdapter
 from .vipt import ViPTAdapter
 
-ADAPTERS: tuple[type[Adapter], ...] = (ViPTAdapter, TBSIAdapter, SiamBANAdapter)
+ADAPTERS: tuple[type[Adapter], ...] = (
+    ViPTAdapter,
+    TBSIAdapter,
+    SiamBANAdapter,
+    BATAdapter,
+    SDSTrackAdapter,
+)
 """Those that `attach(adapter="auto")` tries, in this order."""
 
 

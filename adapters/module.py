@@ -6,7 +6,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from gmmt_fusion.attaching.adapter import Adapter, split_maps
-from gmmt_fusion.attaching.patching import ForwardPass, Method
+from gmmt_fusion.attaching.patching import Method
+from gmmt_fusion.attaching.plugin import ForwardPass
 
 
 class ModuleAdapter(Adapter):

@@ -1,37 +1,33 @@
-"""SiamBAN (Chen et al., CVPR 2020): the paper's Siamese RGB-T baseline made of it, and the adapter
-for that.
-"""
+"""SiamBAN (Chen et al., CVPR 2020): the paper's Siamese RGB-T baseline of it, and its adapter."""
 
 import copy
 import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from gmmt_fusion.attaching.adapter import Adapter, missing_submodule
-from gmmt_fusion.attaching.patching import ForwardPass, Method
+from gmmt_fusion.attaching.patching import Method
+from gmmt_fusion.attaching.plugin import ForwardPass
 
 Maps = Tensor | list[Tensor]
 """What the host passes around: a map (B, C, H, W), or a list of them, one a level."""
 
 
 class TwoStreamBackbone(nn.Module):
-    """A backbone for each modality: crops (B, 6, H, W), RGB first, to the pair of what the two
-    backbones return.
-    """
+    """A backbone for each modality: crops (B, 6, H, W), RGB first, to the pair of their outputs."""
 
     def __init__(self, rgb: nn.Module, tir: nn.Module) -> None:
         super().__init__()
         self.rgb, self.tir = rgb, tir
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> Any:  # as nn.Module's
         try:
             return super().__getattr__(name)
         except AttributeError:
-            # build_opt_lr asks for getattr(model.backbone, "layer2"): both streams' layers, as one
-            # module
+            # build_opt_lr asks for getattr(model.backbone, "layer2"): both streams', as one module
             streams = self.__dict__.get("_modules", {})
             layers = [stream._modules.get(name) for stream in streams.values()]
             if not layers or None in layers:
@@ -41,11 +37,11 @@ class TwoStreamBackbone(nn.Module):
     def forward(self, images: Tensor) -> tuple[Maps, Maps]:
         if images.shape[1] != 6:
             raise ValueError(
-                f"the two-stream SiamBAN got crops of shape {tuple(images.shape)}; expected (B, 6, "
-                "H, W): "
-                "give it frames H×W×6, such as numpy.dstack([rgb, tir]) of two 3-channel images"
+                f"the two-stream SiamBAN got crops of shape {tuple(images.shape)}; expected "
+                "(B, 6, H, W): give it frames H×W×6, such as numpy.dstack([rgb, tir]) of two "
+                "3-channel images"
             )
-        rgb, tir = images.split(3, dim=1)
+        rgb, tir = images.chunk(2, dim=1)
         return self.rgb(rgb), self.tir(tir)
 
 
@@ -64,28 +60,12 @@ class ConvolutionalFusion(nn.Module):
     def __init__(self, norms: Sequence[tuple[nn.BatchNorm2d, nn.BatchNorm2d]]) -> None:
         super().__init__()
         self.channels = [rgb.num_features for rgb, _ in norms]
-        self.levels = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(2 * c, c, 3, padding=1, bias=False), nn.BatchNorm2d(c))
-            for c in self.channels
-        )
-        with torch.no_grad():
-            for (convolution, norm), channels, (rgb, tir) in zip(
-                self.levels, self.channels, norms, strict=True
-            ):
-                convolution.weight.zero_()
-                convolution.weight[..., 1, 1] = torch.eye(channels).repeat(1, 2) / 2
-                norm.bias.copy_((rgb.bias + tir.bias) / 2)
-                norm.weight.copy_(((rgb.weight.square() + tir.weight.square()) / 2).sqrt())
-                norm.running_mean.copy_(norm.bias)
-                norm.running_var.copy_((norm.weight.square() - norm.eps).clamp(min=0))
+        self.levels = nn.ModuleList(_mean_of(rgb, tir) for rgb, tir in norms)
 
     def forward(self, rgb: Maps, tir: Maps) -> Maps:
-        if isinstance(rgb, Tensor):
-            return self.levels[0](torch.cat([rgb, tir], dim=1))
-        return [
-            block(torch.cat(pair, dim=1))
-            for block, *pair in zip(self.levels, rgb, tir, strict=True)
-        ]
+        levels = zip(self.levels, _levels(rgb), _levels(tir), strict=True)
+        fused = [cast(Tensor, block(torch.cat(pair, dim=1))) for block, *pair in levels]
+        return fused[0] if isinstance(rgb, Tensor) else fused
 
 
 class TwoStreamNeck(nn.Module):
@@ -97,7 +77,7 @@ class TwoStreamNeck(nn.Module):
 
     def forward(self, features: tuple[Maps, Maps]) -> Maps:
         rgb, tir = features
-        return self.fusion(self.rgb(rgb), self.tir(tir))
+        return cast(Maps, self.fusion(self.rgb(rgb), self.tir(tir)))
 
 
 class OneLevelHead(nn.Module):
@@ -113,7 +93,7 @@ class OneLevelHead(nn.Module):
         missing = missing_submodule(head, "cls", "loc")
         if missing:
             raise ValueError(f"{type(head).__name__} has {missing}; expected a DepthwiseBAN")
-        self.cls, self.loc = head.cls, head.loc
+        self.cls, self.loc = head.get_submodule("cls"), head.get_submodule("loc")
         self.loc_scale = nn.Parameter(next(head.parameters()).new_ones(1))
         self.training = head.training
 
@@ -140,32 +120,27 @@ def two_stream(model: nn.Module, tir_model: nn.Module | None = None) -> nn.Modul
     Raises:
         ValueError: a model has another structure, or a head whose distances may be negative.
     """
-    sources = [model, model if tir_model is None else tir_model]
-    layers = [
-        _adjust_layers(source, name)
-        for source, name in zip(sources, ("model", "tir_model"), strict=True)
-    ]
-    norms = [[layer.downsample[-1] for layer in level] for level in layers]
-    if [norm.num_features for norm in norms[0]] != [norm.num_features for norm in norms[1]]:
-        widths = [[norm.num_features for norm in level] for level in norms]
+    tir_model = model if tir_model is None else tir_model
+    rgb_norms, tir_norms = _neck_norms(model, "model"), _neck_norms(tir_model, "tir_model")
+    widths = [[norm.num_features for norm in norms] for norms in (rgb_norms, tir_norms)]
+    if widths[0] != widths[1]:
         raise ValueError(
             f"tir_model's neck gives {widths[1]} channels a level; expected {widths[0]} as model's"
         )
-    _check_head(model.head, len(layers[0]))
-    rgb, tir = (
-        model,
-        nn.ModuleDict(
-            {part: copy.deepcopy(getattr(sources[1], part)) for part in ("backbone", "neck")}
-        ),
-    )
-    for backbone in (rgb.backbone, tir.backbone):
-        _without_lambdas(backbone)
-    fusion = ConvolutionalFusion(list(zip(*norms, strict=True)))
-    fusion.to(next(rgb.neck.parameters())).train(rgb.neck.training)
-    for name, module in (
-        ("backbone", TwoStreamBackbone(rgb.backbone, tir.backbone)),
-        ("neck", TwoStreamNeck(rgb.neck, tir.neck, fusion)),
-    ):
+    _check_head(model.get_submodule("head"), len(rgb_norms))
+    backbone, neck = model.get_submodule("backbone"), model.get_submodule("neck")
+    tir_backbone = copy.deepcopy(tir_model.get_submodule("backbone"))
+    tir_neck = copy.deepcopy(tir_model.get_submodule("neck"))
+    for part in (backbone, tir_backbone):
+        _without_lambdas(part)
+    fusion = ConvolutionalFusion(list(zip(rgb_norms, tir_norms, strict=True)))
+    like = next(neck.parameters())
+    fusion.to(like.device, like.dtype).train(neck.training)
+    two_streams: dict[str, nn.Module] = {
+        "backbone": TwoStreamBackbone(backbone, tir_backbone),
+        "neck": TwoStreamNeck(neck, tir_neck, fusion),
+    }
+    for name, module in two_streams.items():
         module.training = model.training
         setattr(model, name, module)
     vars(model).pop("zf", None)  # the template of one modality
@@ -173,11 +148,11 @@ def two_stream(model: nn.Module, tir_model: nn.Module | None = None) -> nn.Modul
 
 
 class SiamBANAdapter(Adapter):
-    """For the model that `two_stream` made: the search region's map is generated, the template's
-    fused by the host.
+    """For the model that `two_stream` made: of the search region's map, which is generated.
 
-    C is 256 as published. Three levels are one fused map of 3·C channels, with the levels
-    concatenated: they show the same positions, and one pass of the network costs less than three.
+    The template's is fused by the host. C is 256 as published. Three levels are one fused map of
+    3·C channels, with the levels concatenated: they show the same positions, and one pass of the
+    network costs less than three.
     """
 
     head = "head"
@@ -195,7 +170,8 @@ class SiamBANAdapter(Adapter):
         return phrase
 
     def channels(self, network: nn.Module) -> int | None:
-        return sum(getattr(network.get_submodule("neck.fusion"), "channels", ())) or None
+        channels: Sequence[int] = getattr(network.get_submodule("neck.fusion"), "channels", ())
+        return sum(channels) or None
 
     def neck(
         self, current: ForwardPass, forward: Callable[..., Maps], features: tuple[Maps, Maps]
@@ -207,52 +183,71 @@ class SiamBANAdapter(Adapter):
         self, current: ForwardPass, forward: Callable[..., Maps], rgb: Maps, tir: Maps
     ) -> Maps:
         if _size(rgb) != current.memory.pop("size", _size(rgb)):
-            return forward(
-                rgb, tir
-            )  # the neck has cropped the map: this is what it does to a template
-        if isinstance(rgb, Tensor):
-            return current.fuse([rgb, tir], lambda: forward(rgb, tir))
+            return forward(rgb, tir)  # the neck has cropped the map, as it does a template's
+        if isinstance(rgb, Tensor) and isinstance(tir, Tensor):
+            return current.fuse([rgb, tir], lambda: cast(Tensor, forward(rgb, tir)))
         sizes = {tuple(level.shape[-2:]) for level in rgb}
         if len(sizes) > 1:
             raise ValueError(
                 f"the neck's levels have sizes {sorted(sizes)}; expected one size, as SiamBAN's "
-                "dilated "
-                "backbones give"
+                "dilated backbones give"
             )
         fused = current.fuse(
-            [torch.cat(list(levels), dim=1) for levels in (rgb, tir)],
-            lambda: torch.cat(forward(rgb, tir), dim=1),
+            [torch.cat(_levels(maps), dim=1) for maps in (rgb, tir)],
+            lambda: torch.cat(_levels(forward(rgb, tir)), dim=1),
         )
-        return [
-            level.contiguous() for level in fused.split([level.shape[1] for level in rgb], dim=1)
-        ]
+        levels = torch.split(fused, [level.shape[1] for level in rgb], dim=1)
+        return [level.contiguous() for level in levels]
+
+
+def _levels(maps: Maps) -> list[Tensor]:
+    return [maps] if isinstance(maps, Tensor) else maps
 
 
 def _size(maps: Maps) -> torch.Size:
-    return (maps if isinstance(maps, Tensor) else maps[0]).shape[-2:]
+    return _levels(maps)[0].shape[-2:]
 
 
-def _adjust_layers(model: nn.Module, name: str) -> list[nn.Module]:
-    """The neck's AdjustLayer of every level."""
+def _mean_of(rgb: nn.BatchNorm2d, tir: nn.BatchNorm2d) -> nn.Sequential:
+    """One level's block of `ConvolutionalFusion`, by what the modalities' necks end in."""
+    channels = rgb.num_features
+    convolution = nn.Conv2d(2 * channels, channels, 3, padding=1, bias=False)
+    norm = nn.BatchNorm2d(channels)
+    mean, variance = norm.running_mean, norm.running_var
+    assert mean is not None and variance is not None  # it keeps them, being made so
+    with torch.no_grad():
+        convolution.weight.zero_()
+        convolution.weight[..., 1, 1] = torch.eye(channels).repeat(1, 2) / 2
+        norm.bias.copy_((rgb.bias + tir.bias) / 2)
+        norm.weight.copy_(((rgb.weight.square() + tir.weight.square()) / 2).sqrt())
+        mean.copy_(norm.bias)
+        variance.copy_((norm.weight.square() - norm.eps).clamp(min=0))
+    return nn.Sequential(convolution, norm)
+
+
+def _neck_norms(model: nn.Module, name: str) -> list[nn.BatchNorm2d]:
+    """The BatchNorm that the neck ends in, of every level: what its AdjustLayers end in."""
     if not isinstance(model, nn.Module):
         raise ValueError(
             f"{name} is a {type(model).__name__}; expected the network, a ModelBuilder "
             "(tracker.model)"
         )
     reason = missing_submodule(model, "backbone", "neck", "head")
-    if reason is None and isinstance(model.neck, TwoStreamNeck):
-        reason = "two streams already"
     if reason is None:
-        layers = [
-            module for module in model.neck.modules() if type(module).__name__ == "AdjustLayer"
-        ]
-        if layers and all(isinstance(layer.downsample[-1], nn.BatchNorm2d) for layer in layers):
-            return layers
-        reason = f"a neck of class {type(model.neck).__name__}"
+        neck = model.get_submodule("neck")
+        layers = [m for m in neck.modules() if type(m).__name__ == "AdjustLayer"]
+        last = [list(layer.get_submodule("downsample").children())[-1] for layer in layers]
+        norms = [module for module in last if isinstance(module, nn.BatchNorm2d)]
+        if norms and len(norms) == len(layers) and not isinstance(neck, TwoStreamNeck):
+            return norms
+        reason = (
+            "two streams already"
+            if isinstance(neck, TwoStreamNeck)
+            else f"a neck of class {type(neck).__name__}"
+        )
     raise ValueError(
         f"{name} ({type(model).__name__}) has {reason}; expected a SiamBAN of one modality: "
-        "backbone, "
-        "head, and a neck of class AdjustLayer or AdjustAllLayer"
+        "backbone, head, and a neck of class AdjustLayer or AdjustAllLayer"
     )
 
 
@@ -262,8 +257,7 @@ def _check_head(head: nn.Module, levels: int) -> None:
         raise ValueError(
             f"the head {kind} gives distances that may be negative, and with them NaN boxes; set "
             "model.head = siamban.OneLevelHead(model.head), for a DepthwiseBAN, before it is "
-            "trained or "
-            "loaded"
+            "trained or loaded"
         )
     if kind == "MultiBAN" and levels == 1:
         raise ValueError(
@@ -273,9 +267,7 @@ def _check_head(head: nn.Module, levels: int) -> None:
 
 
 def _without_lambdas(backbone: nn.Module) -> None:
-    """Upstream's stand-ins for unused layers, `lambda x: x`, cannot be pickled; the same as modules
-    can.
-    """
+    """Modules in place of upstream's `lambda x: x` for unused layers, which cannot be pickled."""
     probe = object()
     for name, value in list(vars(backbone).items()):
         if (

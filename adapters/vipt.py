@@ -6,12 +6,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from gmmt_fusion.attaching.adapter import Adapter, missing_submodule
-from gmmt_fusion.attaching.patching import ForwardPass, Method
+from gmmt_fusion.attaching.patching import Method
+from gmmt_fusion.attaching.plugin import ForwardPass
+
+from .structure import BLOCKS, children, first_convolution
+
+PROMPT_BLOCKS = "backbone.prompt_blocks"
 
 
 class ViPTAdapter(Adapter):
-    """The fusion is spread over prompt blocks; the generator taps the last and replaces what
-    follows it.
+    """The fusion is spread over prompt blocks: the last is tapped, and what follows it replaced.
 
     Every block of `backbone.prompt_blocks` is called twice a frame, with the template's maps and
     then the search region's, (B, 2·C, H, W): the main stream (RGB) and the prompt stream. Those of
@@ -26,39 +30,32 @@ class ViPTAdapter(Adapter):
     modalities = 2
 
     def points(self, network: nn.Module) -> Mapping[str, Method]:
-        prompt_blocks = network.get_submodule("backbone.prompt_blocks")
-        blocks = network.get_submodule("backbone.blocks")
+        prompt_blocks, blocks = children(network, PROMPT_BLOCKS), children(network, BLOCKS)
         points: dict[str, Method] = {
-            f"backbone.prompt_blocks.{len(prompt_blocks) - 1}": self.tap,
+            f"{PROMPT_BLOCKS}.{len(prompt_blocks) - 1}": self.tap,
             self.head: self.fuse,
         }
         # a block that eliminates candidates tells the host which are gone
         if getattr(blocks[-1], "keep_ratio_search", 1) == 1:
-            points[f"backbone.blocks.{len(blocks) - 1}"] = self.skip
+            points[f"{BLOCKS}.{len(blocks) - 1}"] = self.skip
         return points
 
     def missing(self, network: nn.Module) -> str | None:
-        reason = missing_submodule(network, self.head, "backbone.blocks", "backbone.prompt_blocks")
+        reason = missing_submodule(network, self.head, BLOCKS, PROMPT_BLOCKS)
         if reason is not None:
             return reason
-        prompts, depth = (
-            len(network.get_submodule(f"backbone.{name}")) for name in ("prompt_blocks", "blocks")
-        )
+        prompts, depth = (len(children(network, name)) for name in (PROMPT_BLOCKS, BLOCKS))
         if prompts != depth:
             return (
-                f"backbone.prompt_blocks has length {prompts}, backbone.blocks {depth}; expected "
-                "as many, as in "
+                f"{PROMPT_BLOCKS} has length {prompts}, {BLOCKS} {depth}; expected as many, as in "
                 "vipt_deep (vipt_shaw has one, at the input, and its modalities are one stream "
                 "after it)"
             )
         return None
 
     def channels(self, network: nn.Module) -> int | None:
-        block = network.get_submodule("backbone.prompt_blocks")[-1]
-        return next(
-            (module.in_channels for module in block.modules() if isinstance(module, nn.Conv2d)),
-            None,
-        )
+        convolution = first_convolution(children(network, PROMPT_BLOCKS)[-1])
+        return None if convolution is None else convolution.in_channels
 
     def tap(self, current: ForwardPass, forward: Callable[..., Tensor], maps: Tensor) -> Tensor:
         current.memory[tuple(maps.shape[-2:])] = maps  # the template's are smaller, or come first

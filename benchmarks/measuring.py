@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from gmmt_fusion import Attachment, GenerativeFusion, attach
 from gmmt_fusion.adapters import ModuleAdapter
+from gmmt_fusion.hosts import checkouts
 from gmmt_fusion.model.networks import Block
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
@@ -145,18 +146,18 @@ def build_host(bench: Any, name: str, dtype: torch.dtype) -> Host:
 
 
 def build_real_host(bench: Any, name: str) -> Host:
-    """The whole frame of an unedited TBSI or ViPT of random weights, crop and box included."""
-    import host_compat
+    """An unedited TBSI or ViPT of random weights, and its tracker's frame, with crop and box."""
+    import host_runs
     from embedded.sequences import generate_sequence
 
     folder, configuration = REAL_HOSTS[name]
     example = importlib.import_module(name)
     tracker = example.build_tracker(
-        example.configuration(host_compat.prepare(Path(os.environ["HOSTS"], folder)), configuration)
+        example.configuration(checkouts.prepare(Path(os.environ["HOSTS"], folder)), configuration)
     )
     tracker.network.to(bench.device)
     sequence = generate_sequence(3, frames=2)
-    frames, box = host_compat.six_channels(sequence), sequence.boxes_visible[0].tolist()
+    frames, box = host_runs.six_channels(sequence), sequence.boxes_visible[0].tolist()
     tracker.initialize(frames[0], {"init_bbox": box})
 
     def run() -> Any:

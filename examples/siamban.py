@@ -1,12 +1,11 @@
-"""The paper's Siamese RGB-T tracker, made of an unedited siamban: its stages 1.1, 1.2 and 2, and
-tracking.
+"""The paper's Siamese RGB-T tracker, of an unedited siamban: stages 1.1, 1.2 and 2, and tracking.
 
     git clone https://github.com/hqucv/siamban
-    python examples/siamban.py --checkout siamban --backbone
-        siamban/pretrained_models/resnet50.model \ --sequence LasHeR/car --steps 1000 --save
-        runs/siamban
-    python examples/siamban.py --checkout siamban --baseline runs/siamban/baseline.pth --fusion
-        runs/siamban \ --sequence LasHeR/car
+    python examples/siamban.py --checkout siamban \\
+        --backbone siamban/pretrained_models/resnet50.model \\
+        --sequence LasHeR/car --steps 1000 --save runs/siamban
+    python examples/siamban.py --checkout siamban --baseline runs/siamban/baseline.pth \\
+        --fusion runs/siamban --sequence LasHeR/car
 
 Models of one modality that are trained already go in with --rgb and --tir, checkpoints of siamban's
 tools/train.py. Without any the weights are random, and without a sequence it is a generated one:
@@ -29,26 +28,20 @@ from torch import Tensor, nn
 
 from gmmt_fusion import GenerativeFusion, attach, load_host_checkpoint
 from gmmt_fusion.adapters import siamban
+from gmmt_fusion.hosts.checkouts import ignore_cuda
 
 RGB, TIR, BOTH = slice(0, 3), slice(3, 6), slice(0, 6)
 Batches = Callable[[slice], dict[str, Tensor]]
 
 
 def configure(checkout: Path, levels: int) -> Any:
-    """siamban on the import path, and its config: the paper's one level (layer3), or upstream's
-    three.
-    """
-    sys.path.insert(
-        0, str(checkout.resolve())
-    )  # before this folder: this file has its package's name
+    """siamban on the import path, and its config: the paper's one level (layer3), or three."""
+    sys.path.insert(0, str(checkout.resolve()))  # before this folder: this file has its name
     from siamban.core.config import cfg
     from yacs.config import CfgNode
 
     cfg.CUDA = torch.cuda.is_available()
-    if not cfg.CUDA:
-        Tensor.cuda = lambda self, *args, **kwargs: (
-            self
-        )  # hard-coded in ModelBuilder.forward and in its losses
+    ignore_cuda()  # hard-coded in ModelBuilder.forward and in its losses
     cfg.merge_from_file(str(checkout / "experiments" / "siamban_r50_l234" / "config.yaml"))
     if levels == 1:
         cfg.BACKBONE.KWARGS = CfgNode({"used_layers": [3]})
@@ -61,9 +54,7 @@ def configure(checkout: Path, levels: int) -> Any:
 
 
 def build_model(cfg: Any, checkpoint: Path | None, backbone: Path | None) -> nn.Module:
-    """siamban's model of one modality; the head of one level gets the exponential that upstream's
-    lacks.
-    """
+    """siamban's model of one modality; a head of one level gets the exponential that it lacks."""
     from siamban.models.model_builder import ModelBuilder
 
     model = ModelBuilder()
@@ -72,9 +63,8 @@ def build_model(cfg: Any, checkpoint: Path | None, backbone: Path | None) -> nn.
     if checkpoint:
         model.load_state_dict(weights(checkpoint))
     elif backbone:
-        model.backbone.load_state_dict(
-            weights(backbone), strict=False
-        )  # it has a classifier, and all four layers
+        # not strictly: it has a classifier, and all four layers
+        model.backbone.load_state_dict(weights(backbone), strict=False)
     return model.to("cuda" if cfg.CUDA else "cpu").eval()
 
 
@@ -95,9 +85,7 @@ def frames(sequence: RGBTSequence) -> list[np.ndarray]:
 
 
 def batches(cfg: Any, sequence: RGBTSequence, size: int) -> Batches:
-    """Pairs with labels, as siamban's BANDataset gives them, without its augmentation, for some of
-    the channels.
-    """
+    """Pairs with labels, as BANDataset gives them unaugmented, for some of the channels."""
     from siamban.datasets.point_target import PointTarget
     from siamban.tracker.base_tracker import SiameseTracker
     from siamban.utils.bbox import Corner
@@ -147,9 +135,7 @@ def train(
     warm_up: int,
     frozen: Iterable[nn.Module] = (),
 ) -> None:
-    """The loop of siamban's tools/train.py, with the paper's learning rates, 0.001 → 0.005 →
-    0.00005.
-    """
+    """The loop of siamban's tools/train.py, at the paper's rates, 0.001 → 0.005 → 0.00005."""
     from siamban.utils.lr_scheduler import build_lr_scheduler
 
     model.train()
@@ -182,9 +168,7 @@ def train(
 def train_baseline(
     cfg: Any, rgb: nn.Module, tir: nn.Module, batch: Batches, steps: int
 ) -> nn.Module:
-    """Stage 1.1, backbone, neck and head for each modality, then 1.2, the fusion block and a head
-    for both.
-    """
+    """Stage 1.1, backbone, neck and head of each modality, then 1.2, the fusion and one head."""
     for name, model, channels in (("RGB", rgb, RGB), ("thermal", tir, TIR)):
         print(f"stage 1.1, {name}")
         train(

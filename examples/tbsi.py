@@ -1,9 +1,10 @@
 """TBSI with a generative fusion: fine-tune it, and track with it, in an unedited checkout.
 
     git clone https://github.com/RyanHTR/TBSI
-    python examples/tbsi.py --checkout TBSI --checkpoint TBSITrack_ep0015.pth.tar --steps 1000
-    --save runs/tbsi python examples/tbsi.py --checkout TBSI --checkpoint TBSITrack_ep0015.pth.tar
-    --fusion runs/tbsi --sequence GTOT/car
+    python examples/tbsi.py --checkout TBSI --checkpoint TBSITrack_ep0015.pth.tar \\
+        --steps 1000 --save runs/tbsi
+    python examples/tbsi.py --checkout TBSI --checkpoint TBSITrack_ep0015.pth.tar \\
+        --fusion runs/tbsi --sequence GTOT/car
 
 In TBSI's own code the change is two lines: `from gmmt_fusion import attach`, and, after
 `tracker = self.create_tracker(params)` of lib/test/evaluation/tracker.py, `attach(tracker,
@@ -13,13 +14,13 @@ one: enough to see that all runs, not to see it track.
 
 from types import SimpleNamespace
 
-import host_compat
+import host_runs
 import torch
 from embedded.sequences import RGBTSequence
 from torch import Tensor, nn
 
-from gmmt_fusion import GenerativeFusion, attach
-from gmmt_fusion.attaching.host_checkpoint import load_host_checkpoint
+from gmmt_fusion import GenerativeFusion, attach, load_host_checkpoint
+from gmmt_fusion.hosts import checkouts
 
 
 def configuration(checkout: str, name: str) -> object:
@@ -37,18 +38,19 @@ def build_network(cfg: object) -> nn.Module:
 
 
 def build_tracker(cfg: object, checkpoint: object = None) -> object:
-    """The host's own tracker, from a checkpoint of its trainer, or of random weights: attach
-    afterwards.
+    """The host's own tracker, from a checkpoint of its trainer, or of random weights.
+
+    Attach afterwards.
     """
     from lib.test.tracker.tbsi_track import TBSITrack
 
     weights = (
         load_host_checkpoint(checkpoint)["net"]
         if checkpoint
-        else host_compat.randomise(build_network(cfg)).state_dict()
+        else host_runs.randomise(build_network(cfg)).state_dict()
     )
-    with host_compat.checkpoint_of(weights) as file:
-        return TBSITrack(host_compat.tracker_parameters(cfg, file), dataset_name="lasher")
+    with checkouts.checkpoint_of(weights) as file:
+        return TBSITrack(checkouts.tracker_parameters(cfg, file), dataset_name="lasher")
 
 
 def build_actor(cfg: object, network: nn.Module, batch: int) -> object:
@@ -67,8 +69,9 @@ def build_actor(cfg: object, network: nn.Module, batch: int) -> object:
 
 
 def training_batch(pairs: dict[str, Tensor], tracker: object) -> dict:
-    """What the host's loader hands to its actor: images (1, B, 3, H, W) and boxes (1, B, 4) of each
-    modality.
+    """What the host's loader hands to its actor, by modality.
+
+    Images (1, B, 3, H, W) and boxes (1, B, 4).
     """
     device = next(tracker.network.parameters()).device
     modalities = {"visible": slice(0, 3), "infrared": slice(3, 6)}
@@ -92,7 +95,7 @@ def fine_tune(
     actor = build_actor(cfg, tracker.network, batch)
 
     def forward() -> tuple[dict, dict]:
-        data = training_batch(host_compat.crop_pairs(sequence, cfg, batch, generator), tracker)
+        data = training_batch(host_runs.crop_pairs(sequence, cfg, batch, generator), tracker)
         return data, actor.forward_pass(data)
 
     attachment = attach(tracker, fusion)
@@ -118,8 +121,8 @@ def fine_tune(
 
 
 def main() -> None:
-    options = host_compat.arguments(__doc__, "vitb_256_tbsi_32x4_4e4_lasher_15ep_in1k")
-    host_compat.prepare(options.checkout)
+    options = host_runs.arguments(__doc__, "vitb_256_tbsi_32x4_4e4_lasher_15ep_in1k")
+    checkouts.prepare(options.checkout)
     cfg = configuration(options.checkout, options.config)
     tracker = build_tracker(cfg, options.checkpoint)
     fusion = (
@@ -133,7 +136,7 @@ def main() -> None:
     attachment = attach(tracker, fusion)
     if options.save:
         attachment.save_pretrained(options.save)
-    host_compat.compare(tracker, attachment, options.sequence, options.frames)
+    host_runs.compare(tracker, attachment, options.sequence, options.frames)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """ViPT with a generative fusion: fine-tune it, and track with it, in an unedited checkout.
 
     git clone https://github.com/jiawen-zhu/ViPT
-    python examples/vipt.py --checkout ViPT --checkpoint ViPT_deep_rgbt.pth --steps 1000 --save
-    runs/vipt python examples/vipt.py --checkout ViPT --checkpoint ViPT_deep_rgbt.pth --fusion
-    runs/vipt --sequence LasHeR/car
+    python examples/vipt.py --checkout ViPT --checkpoint ViPT_deep_rgbt.pth \\
+        --steps 1000 --save runs/vipt
+    python examples/vipt.py --checkout ViPT --checkpoint ViPT_deep_rgbt.pth \\
+        --fusion runs/vipt --sequence LasHeR/car
 
 In ViPT's own scripts the change is two lines: `from gmmt_fusion import attach`, and, after
 `mmtrack = ViPTTrack(params)` of RGBT_workspace/test_rgbt_mgpus.py, `attach(mmtrack, "runs/vipt")`.
@@ -13,13 +14,13 @@ see that all runs, not to see it track.
 
 from types import SimpleNamespace
 
-import host_compat
+import host_runs
 import torch
 from embedded.sequences import RGBTSequence
 from torch import Tensor, nn
 
-from gmmt_fusion import GenerativeFusion, attach
-from gmmt_fusion.attaching.host_checkpoint import load_host_checkpoint
+from gmmt_fusion import GenerativeFusion, attach, load_host_checkpoint
+from gmmt_fusion.hosts import checkouts
 
 
 def configuration(checkout: str, name: str) -> object:
@@ -37,18 +38,19 @@ def build_network(cfg: object) -> nn.Module:
 
 
 def build_tracker(cfg: object, checkpoint: object = None) -> object:
-    """The host's own tracker, from a checkpoint of its trainer, or of random weights: attach
-    afterwards.
+    """The host's own tracker, from a checkpoint of its trainer, or of random weights.
+
+    Attach afterwards.
     """
     from lib.test.tracker.vipt import ViPTTrack
 
     weights = (
         load_host_checkpoint(checkpoint)["net"]
         if checkpoint
-        else host_compat.randomise(build_network(cfg)).state_dict()
+        else host_runs.randomise(build_network(cfg)).state_dict()
     )
-    with host_compat.checkpoint_of(weights) as file:
-        return ViPTTrack(host_compat.tracker_parameters(cfg, file))
+    with checkouts.checkpoint_of(weights) as file:
+        return ViPTTrack(checkouts.tracker_parameters(cfg, file))
 
 
 def build_actor(cfg: object, network: nn.Module, batch: int) -> object:
@@ -67,8 +69,9 @@ def build_actor(cfg: object, network: nn.Module, batch: int) -> object:
 
 
 def training_batch(pairs: dict[str, Tensor], tracker: object) -> dict:
-    """What the host's loader hands to its actor; in the last epoch candidates are eliminated as at
-    inference.
+    """What the host's loader hands to its actor, in its last epoch.
+
+    Candidates are eliminated in that one as at inference.
     """
     device = next(tracker.network.parameters()).device
     return {**{name: x.to(device) for name, x in pairs.items()}, "epoch": tracker.cfg.TRAIN.EPOCH}
@@ -82,7 +85,7 @@ def fine_tune(
     actor = build_actor(cfg, tracker.network, batch)
 
     def forward() -> tuple[dict, dict]:
-        data = training_batch(host_compat.crop_pairs(sequence, cfg, batch, generator), tracker)
+        data = training_batch(host_runs.crop_pairs(sequence, cfg, batch, generator), tracker)
         return data, actor.forward_pass(data)
 
     attachment = attach(tracker, fusion)
@@ -108,8 +111,8 @@ def fine_tune(
 
 
 def main() -> None:
-    options = host_compat.arguments(__doc__, "deep_rgbt")
-    host_compat.prepare(options.checkout)
+    options = host_runs.arguments(__doc__, "deep_rgbt")
+    checkouts.prepare(options.checkout)
     cfg = configuration(options.checkout, options.config)
     tracker = build_tracker(cfg, options.checkpoint)
     fusion = (
@@ -123,7 +126,7 @@ def main() -> None:
     attachment = attach(tracker, fusion)
     if options.save:
         attachment.save_pretrained(options.save)
-    host_compat.compare(tracker, attachment, options.sequence, options.frames)
+    host_runs.compare(tracker, attachment, options.sequence, options.frames)
 
 
 if __name__ == "__main__":

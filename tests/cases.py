@@ -11,6 +11,7 @@ from typing import Any
 import stand_ins_siamban
 import torch
 from stand_ins import TBSITrack, ViPTrack
+from stand_ins_dual import BATrack, MixingBlock, SDSTrack
 from tiny_hosts import CHANNELS, ConcatTracker, MapsTracker, SiameseTracker, SumAdapter, SumTracker
 from torch import Tensor, nn
 
@@ -23,20 +24,22 @@ class Case:
     """A host and how it is used.
 
     build: a fresh network, always with the same weights, in eval mode. run: one frame at inference,
-    one tensor out.
+    one tensor out; hosts of the OSTrack family take a seed, for another frame.
     train: one training forward, whatever the host returns. adapter: for `attach`. fusion: arguments
     of GenerativeFusion. fused_in: a submodule that only the host's own fusion runs, or "" where
-    there is none. fullgraph: whether the host alone compiles as one graph.
+    there is none. fullgraph: whether the host alone compiles as one graph. fusions: of one training
+    forward.
     """
 
     name: str
     build: Callable[[], nn.Module]
-    run: Callable[[nn.Module], Tensor]
+    run: Callable[..., Tensor]
     train: Callable[[nn.Module], Any]
     adapter: Callable[[], Any]
     fusion: dict[str, Any] = field(default_factory=dict)
     fused_in: str = ""
     fullgraph: bool = True
+    fusions: int = 1
 
     def make_fusion(self, **options: Any) -> GenerativeFusion:
         """A fusion whose output differs visibly from the host's: its last layer is not at zero."""
@@ -96,16 +99,20 @@ def ostrack(
     lists: bool = False,
     search: int = 32,
     fullgraph: bool = True,
+    paths: bool = False,
     **fusion: Any,
 ) -> Case:
-    """ViPT (images of six channels) or TBSI (lists of two images); `search` is the side of the
-    search image.
-    """
-    generator = torch.Generator().manual_seed(1)
-    images = [torch.randn(2, 6, side, side, generator=generator) for side in (search // 2, search)]
+    """A host of the OSTrack family.
 
-    def run(network: nn.Module) -> dict[str, Tensor]:
+    lists: TBSI's two images, in place of one of six channels. search: the side of the search image.
+    paths: SDSTrack's two dicts out in training.
+    """
+    sides = search // 2, search
+
+    def run(network: nn.Module, seed: int = 1, **options: Any) -> Any:
         like = next(network.parameters())
+        generator = torch.Generator().manual_seed(seed)
+        images = [torch.randn(2, 6, side, side, generator=generator) for side in sides]
         template, search = (
             list(x.to(like).split(3, dim=1)) if lists else x.to(like) for x in images
         )
@@ -115,22 +122,33 @@ def ostrack(
             template=template,
             search=search,
             ce_keep_rate=1.0 if like.dtype == torch.float16 else None,
+            **options,
         )
-        return {
-            **out,
-            "scores": torch.cat([out[f"{part}_map"].flatten(1) for part in ("score", "size")], 1),
-        }
+        return [with_scores(part) for part in out] if isinstance(out, list) else with_scores(out)
 
+    infer = {"infer": True} if paths else {}
     return Case(
         name,
         build,
-        lambda network: run(network)["scores"],
+        lambda network, seed=1: run(network, seed, **infer)["scores"],
         run,
         lambda: "auto",
         {**TINY, **fusion},
         fused_in,
         fullgraph,
+        fusions=2 if paths else 1,
     )
+
+
+def with_scores(out: dict[str, Any]) -> dict[str, Any]:
+    maps = [out[f"{part}_map"].flatten(1) for part in ("score", "size")]
+    return {**out, "scores": torch.cat(maps, dim=1)}
+
+
+def scores_in(out: Any) -> Tensor:
+    """The scores in what a training forward returned: a dict, several, or a tuple."""
+    first = out if isinstance(out, dict) else out[0]
+    return first["scores"] if isinstance(first, dict) else first
 
 
 TINY = {"channels": CHANNELS, "size": 8, "network_config": {"width": 16, "heads": 2}}
@@ -169,6 +187,9 @@ CASES = [
         "backbone.blocks.2.attn",
     ),
     ostrack("tbsi", seeded(TBSITrack), "tbsi_fuse_search.0", lists=True),
+    ostrack("bat", seeded(BATrack), ""),
+    ostrack("xtrack", seeded(partial(BATrack, block=MixingBlock)), ""),
+    ostrack("sdstrack", seeded(SDSTrack), "", paths=True),
     *(
         Case(
             name,

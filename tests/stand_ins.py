@@ -72,6 +72,27 @@ class Block(nn.Module):
         return x + self.drop_path(self.attn(self.norm1(x))[0])
 
 
+def eliminate(
+    x: Tensor,
+    attention: Tensor,
+    index_t: Tensor,
+    index_s: Tensor,
+    ratio: float,
+    override: float | None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Tokens and indexes of the search tokens that the template attends to, and the indexes of the
+    others; `ratio` of the tokens, or `override` of them.
+    """
+    if ratio >= 1 or (override is not None and override >= 1):
+        return x, index_s, None
+    template = index_t.shape[1]
+    keep = math.ceil((override or ratio) * index_s.shape[1])
+    order = attention[:, :template, template:].mean(1).argsort(1, descending=True)
+    kept = order[:, :keep, None].expand(-1, -1, x.shape[2])
+    x = torch.cat([x[:, :template], x[:, template:].gather(1, kept)], dim=1)
+    return x, index_s.gather(1, order[:, :keep]), index_s.gather(1, order[:, keep:])
+
+
 class CEBlock(Block):
     """With candidate elimination: keeps the search tokens that the template attends to."""
 
@@ -89,15 +110,14 @@ class CEBlock(Block):
         keep_ratio_search=None,
     ):
         update, attention = self.attn(self.norm1(x))
-        x, removed = x + self.drop_path(update), None
-        if self.keep_ratio_search < 1 and (keep_ratio_search is None or keep_ratio_search < 1):
-            length, template = global_index_s.shape[1], global_index_t.shape[1]
-            keep = math.ceil((keep_ratio_search or self.keep_ratio_search) * length)
-            order = attention[:, :template, template:].mean(1).argsort(1, descending=True)
-            kept = order[:, :keep, None].expand(-1, -1, x.shape[2])
-            x = torch.cat([x[:, :template], x[:, template:].gather(1, kept)], dim=1)
-            removed = global_index_s.gather(1, order[:, keep:])
-            global_index_s = global_index_s.gather(1, order[:, :keep])
+        x, global_index_s, removed = eliminate(
+            x + self.drop_path(update),
+            attention,
+            global_index_t,
+            global_index_s,
+            self.keep_ratio_search,
+            keep_ratio_search,
+        )
         return x, global_index_t, global_index_s, removed, attention
 
 

@@ -30,9 +30,11 @@ def attached(case: Case) -> Attachment:
 @pytest.mark.parametrize("case", WITH_TWO_MODALITIES, ids=lambda case: case.name)
 def test_features_are_degraded_and_targets_clean(case: Case) -> None:
     handle = attached(case)
+    torch.manual_seed(0)  # for hosts that draw masks
     with handle.recorded() as clean:
         case.train(handle.network)
     handle.degradation = Degradation(1.0)
+    torch.manual_seed(0)
     with handle.recorded() as degraded:
         case.train(handle.network)
     assert len(degraded) == len(clean) > 0
@@ -44,6 +46,7 @@ def test_features_are_degraded_and_targets_clean(case: Case) -> None:
     for degradation in (Degradation(1.0), None, None):
         handle.degradation = degradation
         handle.fusion.manual_seed(0)
+        torch.manual_seed(0)
         case.train(handle.network)
         assert handle.generative_loss is not None and handle.generative_loss.requires_grad
         losses.append(handle.generative_loss.item())
@@ -52,15 +55,18 @@ def test_features_are_degraded_and_targets_clean(case: Case) -> None:
 
 @pytest.mark.parametrize("case", WITH_TWO_MODALITIES, ids=lambda case: case.name)
 def test_inference_and_random_numbers_are_untouched(case: Case) -> None:
+    torch.manual_seed(0)
+    case.train(case.build())  # there are hosts that draw masks
+    expected = torch.get_rng_state()
     handle = attached(case)
     handle.network.eval()
     before = case.run(handle.network)
     handle.degradation = Degradation()
-    state = torch.get_rng_state()
+    torch.manual_seed(0)
     assert torch.equal(case.run(handle.network), before)
     handle.network.train()
     case.train(handle.network)
-    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(torch.get_rng_state(), expected)
     for copied in (copy.deepcopy(handle.network), pickle.loads(pickle.dumps(handle.network))):
         assert (
             repr(Attachment.of(copied).degradation)
@@ -187,7 +193,9 @@ def test_bad_input() -> None:
         attached(WITH_TWO_MODALITIES[0]).degradation = "dark"
 
 
-@pytest.mark.parametrize("case", WITH_TWO_MODALITIES, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", [c for c in WITH_TWO_MODALITIES if c.fusions == 1], ids=lambda case: case.name
+)
 def test_a_cache_holds_degraded_features_and_clean_targets(case: Case, tmp_path: Path) -> None:
     handle = attached(case)
 

@@ -20,7 +20,9 @@ from gmmt_fusion import Attachment, attach
 from gmmt_fusion.adapters import ModuleAdapter
 from gmmt_fusion.training import CachedFeatures, fine_tune, paper_optimizer
 
-each_host = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+each_host = pytest.mark.parametrize(
+    "case", [case for case in CASES if case.fusions == 1], ids=lambda case: case.name
+)
 
 
 @each_host
@@ -44,6 +46,12 @@ def test_training_from_the_cache_is_training_through_the_host(case: Case, tmp_pa
     )
     assert not calls  # the host was not needed
     assert len(cache) == 8 and len(list((tmp_path / "cache").glob("shard-*"))) == 2
+
+
+def test_a_host_of_two_fusions_is_refused_by_name(tmp_path: Path) -> None:
+    case = next(case for case in CASES if case.fusions == 2)
+    with pytest.raises(ValueError, match=r"fused 2 maps and called the head 2 times; .* one each"):
+        make_cache(case, tmp_path, attached(case))
 
 
 def test_passes_differ_and_do_not_depend_on_workers(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from gmmt_fusion.adapters import Adapter
-from gmmt_fusion.attaching.patching import ForwardPass
+from gmmt_fusion.attaching.plugin import ForwardPass
 
 CHANNELS = 8
 

@@ -41,10 +41,10 @@ class Loss:
 
     def __call__(self, network: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         out = network(batch) if "fused" in batch else self.case.train(network)
+        if isinstance(out, tuple | list):
+            out = out[0]
         if isinstance(out, dict):
             out = out["score_map"] if "score_map" in out else out["scores"]
-        elif isinstance(out, tuple):
-            out = out[0]
         return (out.flatten(1).mean(dim=1) - batch["label"]).square().mean()
 
 

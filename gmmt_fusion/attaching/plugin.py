@@ -15,7 +15,15 @@ from torch import Tensor, nn
 
 from ..checks import check_finite
 from ..model.fusion import GenerativeFusion
-from .records import Fused, FusionCall, Mode, Recorded, first_parameter, in_backward
+from .records import (
+    Fused,
+    FusionCall,
+    Mode,
+    Recorded,
+    first_parameter,
+    in_backward,
+    keep_random_state,
+)
 
 PREFIX = "gmmt_fusion"
 """The one name under which the plugin's parameters appear in the host's `state_dict`."""
@@ -313,7 +321,8 @@ class ForwardPass:
         clean.depth = 1
         plugin.threads.current = clean
         try:
-            with torch.no_grad():
+            # a host that draws masks in its forward draws the same for the degraded inputs
+            with torch.no_grad(), keep_random_state(self.network):
                 forward(*args, **kwargs)
         finally:
             plugin.threads.current = self

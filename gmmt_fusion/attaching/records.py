@@ -1,7 +1,8 @@
 """What a forward of an attached host does, and what it leaves."""
 
+import contextlib
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -49,6 +50,15 @@ class FusionCall:
 def in_backward() -> bool:
     """Whether autograd is running a backward, in which checkpointed parts are computed again."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+@contextlib.contextmanager
+def keep_random_state(module: nn.Module) -> Iterator[None]:
+    """PyTorch's random numbers on the CPU and on the module's GPU, afterwards as before."""
+    like = first_parameter(module)
+    gpus = [like.device] if like is not None and like.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=gpus):
+        yield
 
 
 def first_parameter(module: nn.Module) -> nn.Parameter | None:

@@ -1,13 +1,11 @@
-"""A real host at full size, its tracker and its training actor. `test_ostrack_real.py` runs this
-file by its name.
-"""
+"""A real host at full size, its tracker and its actor; `test_ostrack_real.py` runs this file."""
 
 import dataclasses
 import os
 from pathlib import Path
 from typing import Any
 
-import host_compat
+import host_runs
 import numpy as np
 import pytest
 import torch
@@ -18,7 +16,8 @@ from torch import nn
 
 from gmmt_fusion import Attachment, GenerativeFusion, attach
 
-TBSI = os.environ["REAL_HOST"] == "tbsi"
+HOST = os.environ["REAL_HOST"]
+NETWORK = {"vipt": "ViPTrack", "tbsi": "TBSITrack", "bat": "BATrack", "sdstrack": "SDSTrack"}[HOST]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -33,9 +32,7 @@ def sequence() -> RGBTSequence:
 
 @pytest.fixture(scope="module")
 def tracker() -> Any:
-    """The host's own test-time tracker, which loaded its weights strictly; six channels, five
-    frames.
-    """
+    """The host's own test-time tracker, which loaded its weights strictly."""
     module, cfg = host()
     return module.build_tracker(cfg)
 
@@ -50,8 +47,8 @@ def small_fusion() -> GenerativeFusion:
 
 
 def track(tracker: Any, sequence: RGBTSequence) -> np.ndarray:
-    return host_compat.track(
-        tracker, host_compat.six_channels(sequence), sequence.boxes_visible[0].tolist()
+    return host_runs.track(
+        tracker, host_runs.six_channels(sequence), sequence.boxes_visible[0].tolist()
     )[0]
 
 
@@ -91,7 +88,7 @@ def test_actor(tracker: Any, sequence: RGBTSequence) -> None:
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     handle = attach(network, small_fusion())
     actor = module.build_actor(cfg, network, 2)
-    pairs = host_compat.crop_pairs(sequence, cfg, 2, torch.Generator().manual_seed(0))
+    pairs = host_runs.crop_pairs(sequence, cfg, 2, torch.Generator().manual_seed(0))
     data = module.training_batch(pairs, tracker)
     handle.calibrate([lambda: actor.forward_pass(data)])
     actor.train(True)  # what LTRTrainer does
@@ -100,7 +97,10 @@ def test_actor(tracker: Any, sequence: RGBTSequence) -> None:
     loss, status = actor(data)
     total = loss + 5 * handle.generative_loss
     total.backward()
-    assert torch.isfinite(total) and {"Loss/total", "IoU"} <= set(status)
+    assert torch.isfinite(total) and status.keys() >= (
+        {"Loss/total_f", "Loss/total_m"} if HOST == "sdstrack" else {"Loss/total", "IoU"}
+    )
+    assert len(handle.fused_maps) == (2 if HOST == "sdstrack" else 1)
     gradients = {
         name
         for name, p in network.named_parameters()
@@ -120,17 +120,15 @@ def test_actor(tracker: Any, sequence: RGBTSequence) -> None:
     actor.train(False)  # validation
     with torch.no_grad():
         out = actor.forward_pass(data)
-    assert "generative_loss" not in out and type(network).__name__ == (
-        "TBSITrack" if TBSI else "ViPTrack"
-    )
+    parts = out if isinstance(out, list) else [out]
+    assert not any("generative_loss" in part for part in parts)
+    assert type(network).__name__ == NETWORK
     handle.detach()
     network.eval()
 
 
 def test_dtypes(tracker: Any, sequence: RGBTSequence) -> None:
-    """Under bfloat16 autocast, as the host's trainer with AMP, and with a plugin of another dtype
-    than the host's.
-    """
+    """Under bfloat16 autocast, as the host's trainer with AMP, and with a plugin of that dtype."""
     short = dataclasses.replace(
         sequence, visible=sequence.visible[:2], infrared=sequence.infrared[:2]
     )
@@ -145,7 +143,7 @@ def test_dtypes(tracker: Any, sequence: RGBTSequence) -> None:
         Attachment.of(tracker)
 
 
-@pytest.mark.skipif(TBSI, reason="of ViPT only")
+@pytest.mark.skipif(HOST != "vipt", reason="of ViPT only")
 def test_vipt_shaw_is_refused() -> None:
     network = small_network(prompt_type="vipt_shaw")
     before = anatomy(network)

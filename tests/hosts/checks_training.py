@@ -1,6 +1,4 @@
-"""The real training script of a host, with the README's lines put in. `test_ostrack_real.py` runs
-this by its name.
-"""
+"""A host's training script with the README's lines; `test_ostrack_real.py` runs this file."""
 
 import copy
 import functools
@@ -12,7 +10,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import host_compat
 import pytest
 import torch
 import yaml
@@ -21,6 +18,7 @@ from torch import Tensor, distributed, nn
 from torch.utils.data import Dataset
 
 from gmmt_fusion import Attachment
+from gmmt_fusion.hosts.stand_ins import install_stand_ins
 
 HOST = os.environ["REAL_HOST"]
 BUILD, SCRIPT = {"vipt": ("build_viptrack", "vipt"), "tbsi": ("build_tbsi_track", "tbsi_track")}[
@@ -29,7 +27,9 @@ BUILD, SCRIPT = {"vipt": ("build_viptrack", "vipt"), "tbsi": ("build_tbsi_track"
 OPTIMIZER = "    optimizer, lr_scheduler = get_optimizer_scheduler(net, cfg)\n"
 LINES = {  # after the line of lib/train/train_script.py
     "import importlib\n": "from gmmt_fusion import GenerativeFusion, attach, train_in_host\n",
-    "    net.cuda()\n": '    handle = attach(net, GenerativeFusion.preset("small", channels=768))\n',
+    "    net.cuda()\n": (
+        '    handle = attach(net, GenerativeFusion.preset("small", channels=768))\n'
+    ),
     OPTIMIZER: "    optimizer, lr_scheduler = train_in_host(handle, cfg.TRAIN.EPOCH, actor)\n",
 }
 LOGGED: list[tuple[str, int, float]] = []
@@ -82,7 +82,7 @@ class Pairs(Dataset):
 def script(folder: Path, epochs: int, options: str, rank: int) -> tuple[Any, Any]:
     """The host's `run` on fake pairs and a small network, and its settings."""
     host()
-    host_compat.PACKAGES = (*host_compat.PACKAGES, "pandas")  # of its data sets
+    install_stand_ins("pandas")  # of its data sets
     from lib.train.admin import tensorboard
     from lib.train.admin.settings import Settings
     from lib.train.data import LTRLoader

@@ -23,9 +23,7 @@ def siamban_host() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def singles(siamban_host: None) -> Callable[[int, int], nn.Module]:
-    """Fresh copies of upstream's ModelBuilder, by levels and seed, its config set to that
-    variant.
-    """
+    """Fresh copies of upstream's ModelBuilder, by levels and seed, with that variant's config."""
     made: dict[tuple[int, int], nn.Module] = {}
 
     def single(levels: int, seed: int = 0) -> nn.Module:

@@ -1,6 +1,4 @@
-"""A real checkout of siamban, unmodified: HOSTS=folder that holds `siamban`. Its models, its video
-and its tracker.
-"""
+"""A real checkout of siamban, unmodified, in the folder HOSTS: models, video and tracker."""
 
 import ast
 import os
@@ -118,9 +116,7 @@ def batch(size: int = 2, channels: int = 6) -> dict[str, Tensor]:
 
 
 def boxes(model: nn.Module, video: list[np.ndarray]) -> np.ndarray:
-    """Upstream's own tracker on all frames but the first, gradients not disabled, as its test
-    scripts run it.
-    """
+    """Upstream's own tracker on all frames but the first, gradients on, as its test scripts do."""
     from siamban.tracker.tracker_builder import build_tracker
 
     tracker = build_tracker(model)

@@ -1,6 +1,4 @@
-"""Real checkouts of ViPT and TBSI under `HOSTS`: each in a process of its own, as both call their
-package `lib`.
-"""
+"""Real checkouts under `HOSTS`, each in a process of its own, as all call their package `lib`."""
 
 import os
 import subprocess
@@ -13,11 +11,15 @@ from hosts.harness import NAMES, checkout
 TESTS = Path(__file__).parents[1]
 
 
+COMMON = ["test_law.py", "hosts/checks_law.py", "hosts/checks_ostrack.py"]
+SINGLE = [*COMMON, "test_ostrack.py", "hosts/checks_training.py"]
+DUAL = [*COMMON, "test_dual_streams.py"]
+FILES = {"vipt": SINGLE, "tbsi": SINGLE, "bat": DUAL, "sdstrack": DUAL}
+
+
 @pytest.mark.parametrize(
-    "files",
-    ["test_law.py", "test_ostrack.py", "hosts/checks_ostrack.py", "hosts/checks_training.py"],
+    ("name", "files"), [(name, files) for name in NAMES for files in FILES[name]]
 )
-@pytest.mark.parametrize("name", NAMES)
 def test_real_host(name: str, files: str) -> None:
     if checkout(name) is None:
         pytest.skip(f"HOSTS names no folder with a checkout of {NAMES[name][1]}")

@@ -1,10 +1,10 @@
-"""The Siamese RGB-T baseline made of a real checkout of siamban, unmodified: HOSTS=folder that
-holds `siamban`.
-"""
+"""The Siamese RGB-T baseline made of a real checkout of siamban, unmodified."""
 
 import copy
+import inspect
 import pickle
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +160,46 @@ def test_attached_disabled_detached(singles: Any, pairs: Any, levels: int) -> No
     handle.detach()
     assert np.array_equal(boxes(model, video), expected)
     assert anatomy(model) == before
+
+
+def test_the_rest_of_the_law(pairs: Any) -> None:
+    host, model = pairs(1), pairs(1)
+    handle = attach(model, plugin(1))
+    with pytest.raises(ValueError, match="attached to this tracker already; detach"):
+        attach(model, plugin(1))
+    for (name, own), (_, module) in zip(
+        host.named_modules(), handle.plugin.host_modules(), strict=True
+    ):
+        assert inspect.signature(module.forward) == inspect.signature(own.forward), name
+
+    pair = batch()
+    searches = [pair["search"] * brightness for brightness in (1.0, 0.8, 0.6)]
+    with torch.no_grad():  # a model keeps one template, for all threads
+        model.template(pair["template"])
+        alone = [model.track(search)["cls"] for search in searches]
+    with torch.inference_mode():
+        assert torch.equal(model.track(searches[0])["cls"], alone[0])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.isfinite(model.track(searches[0])["cls"]).all()
+    right: list[int] = []
+
+    def work(index: int) -> None:
+        if all(torch.equal(model.track(searches[index])["cls"], alone[index]) for _ in range(3)):
+            right.append(index)
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(right) == [0, 1, 2] and not torch.equal(alone[0], alone[1])
+
+    with pytest.raises(KeyboardInterrupt), handle.disabled():
+        raise KeyboardInterrupt
+    with torch.no_grad():
+        assert torch.equal(model.track(searches[0])["cls"], alone[0])
+    model.double()
+    assert {parameter.dtype for parameter in handle.parameters()} == {torch.float64}
 
 
 @each_variant

@@ -8,27 +8,31 @@ import types
 from pathlib import Path
 from typing import Any
 
-import host_compat
 import pytest
 import torch
 from siamban_host import CHECKOUT, batch, configure, needs_siamban
 from torch import Tensor, nn
 
 from gmmt_fusion import Attachment
+from gmmt_fusion.hosts.stand_ins import StandInModule
 
 pytestmark = needs_siamban
 
 LINES = {  # after the statement of tools/train.py
-    r"from siamban.core.config import cfg\n": "from gmmt_fusion import Attachment, GenerativeFusion, attach, train_in_host\n",
-    r"    model = ModelBuilder\(\).*\n": '    attach(model, GenerativeFusion.preset("small-unet", channels=256, size=31))\n',
-    r"(?s)    optimizer = torch\.optim\.SGD\(.*?\)\n": "    optimizer, _ = train_in_host(Attachment.of(model), cfg.TRAIN.EPOCH)\n",
+    r"from siamban.core.config import cfg\n": (
+        "from gmmt_fusion import Attachment, GenerativeFusion, attach, train_in_host\n"
+    ),
+    r"    model = ModelBuilder\(\).*\n": (
+        '    attach(model, GenerativeFusion.preset("small-unet", channels=256, size=31))\n'
+    ),
+    r"(?s)    optimizer = torch\.optim\.SGD\(.*?\)\n": (
+        "    optimizer, _ = train_in_host(Attachment.of(model), cfg.TRAIN.EPOCH)\n"
+    ),
 }
 
 
 class Crops(torch.utils.data.Dataset):
-    """What upstream's BANDataset gives, for two epochs of two steps, and a step for the checkpoint
-    of the second.
-    """
+    """What BANDataset gives: two epochs of two steps, and a step for the second's checkpoint."""
 
     def __len__(self) -> int:
         return 10
@@ -43,9 +47,7 @@ _batch = functools.cache(batch)
 def run_tools_train(
     model: nn.Module, folder: Path, options: str = "", scalars: Any = None, **settings: Any
 ) -> Any:
-    """Upstream's tools/train.py with the README's lines, on a two-stream model; what it trained,
-    and how it began.
-    """
+    """What tools/train.py with the README's lines trained, of a two-stream model, from what."""
     cfg, path = configure(1), CHECKOUT / "tools" / "train.py"
     cfg.BACKBONE.PRETRAINED, cfg.BACKBONE.TRAIN_LAYERS, cfg.BACKBONE.TRAIN_EPOCH = (
         "",
@@ -116,7 +118,7 @@ def test_tools_train(
     pairs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: str
 ) -> None:
     for name in ("colorama", "torch.utils.tensorboard"):
-        monkeypatch.setitem(sys.modules, name, host_compat.StandInModule(name))
+        monkeypatch.setitem(sys.modules, name, StandInModule(name))
     if not torch.cuda.is_available():
         for module in (nn.Module, torch.UntypedStorage):
             monkeypatch.setattr(module, "cuda", lambda self, *args: self)

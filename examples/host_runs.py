@@ -1,23 +1,8 @@
-"""What lets trackers written for 2022's packages run on today's, unedited: shared by the examples
-and the tests.
-
-`prepare(checkout)` puts a checkout of the OSTrack family (ViPT, TBSI, …) on the import path, with
-empty stand-ins for packages that it imports but does not need for tracking or for a training step,
-and that are not installed here. Where there is no GPU, its hard-coded `.cuda()` calls do nothing.
-Both change the whole process: use one for each host, as all hosts call their package `lib`.
-"""
+"""What the examples of real trackers share: frames, batches, random weights, the command line."""
 
 import argparse
-import contextlib
-import importlib.abc
-import importlib.machinery
-import importlib.util
-import sys
-import tempfile
 import time
-import types
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,110 +11,9 @@ from torch import Tensor, nn
 
 from gmmt_fusion import Attachment
 
-PACKAGES = (
-    "colorama",
-    "jpeg4py",
-    "lmdb",
-    "pycocotools",
-    "tensorboardX",
-    "tkinter",
-    "torch._six",
-    "torchvision",
-    "visdom",
-    "vot",
-    "wandb",
-)
-
-
-def box_area(boxes: Tensor) -> Tensor:
-    """Areas (N,) of boxes (N, 4) as x, y, x, y: all that the hosts call of torchvision in tracking
-    and training.
-    """
-    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-
-
-USED = {
-    "torch._six": {"string_classes": (str, bytes), "int_classes": int},
-    "torchvision": {"__version__": "1.0"},
-    "torchvision.ops.boxes": {"box_area": box_area},
-}
-
-
-class StandIn(type):
-    """An empty class whose every public attribute is another one."""
-
-    def __getattr__(cls, name: str) -> "StandIn":
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return StandIn(name, (), {})
-
-
-class StandInModule(types.ModuleType):
-    """An empty module whose every public attribute is an empty class."""
-
-    def __getattr__(self, name: str) -> StandIn:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return StandIn(name, (), {})
-
-
-class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds the packages of PACKAGES, with all their submodules, where nothing else did."""
-
-    def find_spec(
-        self, name: str, path: object, target: object = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if any(name == package or name.startswith(f"{package}.") for package in PACKAGES):
-            return importlib.util.spec_from_loader(name, self, is_package=True)
-        return None
-
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> StandInModule:
-        return StandInModule(spec.name)
-
-    def exec_module(self, module: types.ModuleType) -> None:
-        vars(module).update(USED.get(module.__name__, {}))
-
-
-def prepare(checkout: str | Path) -> Path:
-    """Make `import lib` find the tracker in the folder `checkout`, and return the folder.
-
-    Raises:
-        FileNotFoundError: there is no tracker of the OSTrack family.
-    """
-    checkout = Path(checkout).resolve()
-    if not (checkout / "lib" / "models").is_dir():
-        raise FileNotFoundError(
-            f"{checkout} has no lib/models; expected a checkout of ViPT, TBSI or another of "
-            "OSTrack's"
-        )
-    sys.path.insert(0, str(checkout))
-    if not any(isinstance(finder, Finder) for finder in sys.meta_path):
-        sys.meta_path.append(Finder())
-    if not torch.cuda.is_available():
-        Tensor.cuda = nn.Module.cuda = lambda self, *args, **kwargs: self
-    return checkout
-
-
-def tracker_parameters(cfg: object, checkpoint: str | Path) -> types.SimpleNamespace:
-    """What `lib.test.parameter.<tracker>.parameters()` returns, without its files of absolute
-    paths.
-    """
-    return types.SimpleNamespace(
-        cfg=cfg,
-        checkpoint=str(checkpoint),
-        debug=0,
-        save_all_boxes=False,
-        template_factor=cfg.TEST.TEMPLATE_FACTOR,
-        template_size=cfg.TEST.TEMPLATE_SIZE,
-        search_factor=cfg.TEST.SEARCH_FACTOR,
-        search_size=cfg.TEST.SEARCH_SIZE,
-    )
-
 
 def randomise(network: nn.Module) -> nn.Module:
-    """The network with random weights under which its boxes move, for want of a checkpoint: always
-    the same.
-    """
+    """The network with random weights under which its boxes move: always the same."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
@@ -147,21 +31,10 @@ def randomise(network: nn.Module) -> nn.Module:
     return network.eval()
 
 
-@contextlib.contextmanager
-def checkpoint_of(weights: Mapping[str, Tensor]) -> Iterator[Path]:
-    """A temporary checkpoint of nothing but weights, in the hosts' format.
+def track(tracker: Any, frames: list[np.ndarray], box: list[float]) -> tuple[np.ndarray, float]:
+    """Boxes in frames (H, W, 6) from the box in the first, and the seconds that a frame takes.
 
-    Their trackers load a file, with `torch.load`, which refuses what their trainers save beside the
-    weights since 2.6.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        torch.save({"net": dict(weights)}, Path(folder, "network.pth"))
-        yield Path(folder, "network.pth")
-
-
-def track(tracker: object, frames: list[np.ndarray], box: list[float]) -> tuple[np.ndarray, float]:
-    """Boxes (N, 4) as x, y, w, h in frames (H, W, 6) from the box in the first, and the seconds a
-    frame takes.
+    The boxes are (N, 4), as x, y, w, h in pixels.
     """
     tracker.initialize(frames[0], {"init_bbox": list(box)})
     started = time.perf_counter()
@@ -180,13 +53,13 @@ def six_channels(sequence: RGBTSequence) -> list[np.ndarray]:
 
 
 def crop_pairs(
-    sequence: RGBTSequence, cfg: object, batch: int, generator: torch.Generator
+    sequence: RGBTSequence, cfg: Any, batch: int, generator: torch.Generator
 ) -> dict[str, Tensor]:
     """A batch of pairs as the host's data loader makes them, without its augmentation.
 
     Returns:
         template_images (1, B, 6, 128, 128), search_images (1, B, 6, 256, 256), and template_anno,
-        search_anno (1, B, 4) as x, y, w, h in shares of the crop.
+        search_anno (1, B, 4) as x, y, w, h in fractions of the crop.
     """
     from lib.train.data.processing_utils import sample_target, transform_image_to_crop
 
@@ -219,7 +92,7 @@ def crop_pairs(
 
 
 def arguments(description: str, config: str) -> argparse.Namespace:
-    """The command line of the examples; `sequence` becomes RGBTSequence, by default generated."""
+    """The command line of the examples; `sequence` becomes a RGBTSequence, or a generated one."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -254,7 +127,7 @@ def arguments(description: str, config: str) -> argparse.Namespace:
     return options
 
 
-def compare(tracker: object, attachment: Attachment, sequence: RGBTSequence, length: int) -> None:
+def compare(tracker: Any, attachment: Attachment, sequence: RGBTSequence, length: int) -> None:
     """Track with the generated fused maps, and with the host's own."""
     frames, box = six_channels(sequence)[:length], sequence.boxes_visible[0].tolist()
     boxes, seconds = track(tracker, frames, box)
