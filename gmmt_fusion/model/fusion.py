@@ -1,8 +1,5 @@
-"""`GenerativeFusion`: a network, a generative method and the normalisation of a host's features, as
-one module.
-"""
+"""`GenerativeFusion`: network, generative method and normalisation of a host's maps, as one."""
 
-import inspect
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -97,21 +94,10 @@ class GenerativeFusion(nn.Module):
     def preset(
         cls, name: str, channels: int, size: int | Sequence[int] = 16, **options: Any
     ) -> "GenerativeFusion":
-        """A fusion of a named size; `options` are fields of `FusionConfig` and take precedence.
+        """A fusion of a named size, as `FusionConfig.preset` lists them.
 
-        For C = 768 and 16×16 maps, two modalities, a pass of one sample (2 FLOP a multiply-add):
-
-        ============  ==========  ======  =====================================================
-        name          parameters  GFLOP   network
-        ============  ==========  ======  =====================================================
-        "small"       8.1 M       4.1     UViT, n = 1, width C/2; the one for a transformer
-        "small-unet"  19.0 M      4.0     UNet, n = 3, widths C/6 · (1, 1.5, 2); for a CNN
-        "paper-uvit"  64.1 M      32.7    UViT, n = 1, width 1200, 12 heads
-        "paper-unet"  979 M       117.8   UNet, n = 9, widths 768 · (1, 1.5, 2)
-        ============  ==========  ======  =====================================================
-
-        Raises:
-            ValueError: an unknown name.
+        `options` are fields of `FusionConfig` and take precedence. Raises ValueError for an unknown
+        name.
         """
         config = FusionConfig.preset(name, channels, size, **options)
         named = {key: getattr(config, key) for key in vars(config) if key != "channels"}
@@ -270,11 +256,10 @@ class GenerativeFusion(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, batches: Iterable[tuple[Features, Tensor]]) -> float:
-        """Set the normalisation, and a convolutional residual path by least squares, from the
-        host's own maps.
+        """Set normalisation and residual path from the host's own maps, before fine-tuning.
 
-        Per channel, features and fused map get mean 0 and variance 1 inside; the residual path
-        becomes the linear map from the features that is nearest to the host's fused map, and the
+        Per channel, features and fused map get mean 0 and variance 1 inside; a convolutional
+        residual path becomes, by least squares, the linear map from the features that is nearest to the host's fused map, and the
         network's last layer stays or becomes zero, so that fine-tuning starts next to the host. A
         residual "first" or None gets the normalisation only.
 
@@ -388,9 +373,7 @@ class GenerativeFusion(nn.Module):
         return standard_normal(shape, generator, self.feature_mean.device)
 
     def _noise(self, num_samples: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Starting noise (num_samples · B, C, H, W) in float32; without a generator one noise for
-        the whole batch.
-        """
+        """Noise (num_samples · B, C, H, W); without a generator one for the whole batch."""
         batch, size = like.shape[0] // num_samples, like.shape[2:]
         if generator is not None:
             return standard_normal(like.shape, generator, like.device)
@@ -413,9 +396,4 @@ class GenerativeFusion(nn.Module):
         return steps
 
 
-_signature = inspect.signature(FusionConfig)
-_parameters = list(_signature.parameters.values())
-GenerativeFusion.__signature__ = _signature.replace(  # type: ignore[attr-defined]
-    parameters=[_parameters[0], *(p.replace(kind=p.KEYWORD_ONLY) for p in _parameters[1:])],
-    return_annotation=inspect.Signature.empty,
-)
+GenerativeFusion.__signature__ = FusionConfig.signature()  # type: ignore[attr-defined]
