@@ -259,9 +259,9 @@ class GenerativeFusion(nn.Module):
         """Set normalisation and residual path from the host's own maps, before fine-tuning.
 
         Per channel, features and fused map get mean 0 and variance 1 inside; a convolutional
-        residual path becomes, by least squares, the linear map from the features that is nearest to the host's fused map, and the
-        network's last layer stays or becomes zero, so that fine-tuning starts next to the host. A
-        residual "first" or None gets the normalisation only.
+        residual path becomes, by least squares, the linear map from the features that is nearest to
+        the host's fused map, and the network's last layer stays or becomes zero: fine-tuning starts
+        next to the host. A residual "first" or None gets the normalisation only.
 
         Args:
             batches: pairs (features, fused) as for `loss`; a few hundred maps are enough.
