@@ -5,6 +5,7 @@ agree, in words.
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-LOCK = ".lock"  # of a folder; it stays when it is released, for who deletes a lock makes two
+LOCK = ".lock"  # of a folder, while somebody writes there
 LEFT_OVER = re.compile(r"\..+\.gmmt-[0-9a-f]{16}")  # what `_name_temporary` gives, and nobody else
 
 
@@ -49,6 +50,9 @@ def own_folder(folder: Path, what: str, *parts: str) -> Iterator[None]:
             _remove_left_overs(folder / part)
         yield
     finally:
+        # before it is released; filelock does not take a file that is gone for the lock
+        with contextlib.suppress(OSError):
+            (folder / LOCK).unlink()
         lock.release()
 
 
@@ -69,7 +73,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         OSError: of the disk, with the path; what was there before is there still.
     """
     temporary = _name_temporary(path)
-    with _disk_errors(path):
+    with disk_errors(path):
         try:
             # some writers make files for this user only
             descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
@@ -90,7 +94,7 @@ def write_folder_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         OSError: of the disk, with the path.
     """
     temporary = _name_temporary(path)
-    with _disk_errors(path):
+    with disk_errors(path):
         try:
             temporary.mkdir()
             write(temporary)
@@ -129,7 +133,7 @@ def _name_temporary(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> Iterator[None]:
     """Let an OSError name the file that was to be written: those of a full disk name none."""
     try:
         yield
@@ -137,6 +141,44 @@ def _disk_errors(path: Path) -> Iterator[None]:
         if error.errno is None or error.filename in (str(path), path):
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def seal(content: Mapping[str, Any], **options: Any) -> str:  # of json.dumps
+    """Content as JSON text that carries its own SHA-256, for `read_sealed`.
+
+    Raises:
+        ValueError: a number is NaN or infinite, for which JSON has no word.
+    """
+    as_read_back = json.loads(json.dumps(content, allow_nan=False))
+    return json.dumps({"sha256": json_digest(as_read_back), **as_read_back}, **options) + "\n"
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """What `seal` was given.
+
+    Raises:
+        OSError: the file is missing, or is not as it was written.
+    """
+    content = read_json(path)
+    if content.pop("sha256", None) != json_digest(content):
+        raise OSError(f"{path} has changed since it was written (sha256 differs)")
+    return content
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file of JSON; OSError where it is missing, or no such file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON
+        raise OSError(f"{path} is cut off or not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise OSError(f"{path} is a {type(content).__name__}; expected an object of JSON")
+    return content
+
+
+def json_digest(content: Any) -> str:
+    """The SHA-256 of what JSON holds, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def file_digest(path: Path) -> str:

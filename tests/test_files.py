@@ -1,5 +1,6 @@
 """A folder has one owner, a file is whole or not there, and nothing of a killed writer stays."""
 
+import contextlib
 import multiprocessing
 import os
 import resource
@@ -51,6 +52,27 @@ def test_a_folder_has_one_owner_until_it_dies(tmp_path: Path) -> None:
         pass
 
 
+def count_alone(folder: Path, rounds: int) -> None:
+    for _ in range(rounds):
+        with contextlib.suppress(OSError), own_folder(folder, "counts"):
+            number = int((folder / "count").read_text())
+            (folder / "count").write_text(str(number + 1))
+            with (folder / "done").open("a") as file:
+                file.write(".")
+
+
+def test_owners_do_not_overlap(tmp_path: Path) -> None:
+    """Also where one leaves just as others come, and takes the lock's file with it."""
+    (tmp_path / "count").write_text("0")
+    processes = [FORK.Process(target=count_alone, args=(tmp_path, 300)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert int((tmp_path / "count").read_text()) == len((tmp_path / "done").read_text()) > 0
+    assert not (tmp_path / ".lock").exists()
+
+
 def test_threads_of_one_process_are_two_writers(tmp_path: Path) -> None:
     found: list[BaseException] = []
 
@@ -77,7 +99,7 @@ def test_only_what_the_library_named_is_removed(tmp_path: Path) -> None:
     with own_folder(tmp_path, "trains", "part", "missing"):
         pass
     assert sorted(path.name for path in (tmp_path / "part").iterdir()) == sorted(kept)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "other", "part"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "part"]
     assert len(list((tmp_path / "other").iterdir())) == 1
 
 

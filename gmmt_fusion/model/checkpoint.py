@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..files import differences, write_atomically
+from ..files import differences, write_atomically, write_tensors
 from .config import FusionConfig
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -24,16 +24,18 @@ UPLOAD_OPTIONS = ("token", "private", "revision", "commit_message")
 
 
 def save(folder: str | Path, config: FusionConfig, state: Mapping[str, Tensor]) -> None:
-    """Write config and tensors into `folder`, which is made where it is missing."""
-    from safetensors.torch import save_file
+    """Write config and tensors into `folder`, which is made where it is missing.
 
+    Raises:
+        OSError: of the disk, with the path; what was there before is whole still.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     text = config.to_json()
     # clones: safetensors refuses tensors that share storage, as tied weights do
     tensors = {name: x.detach().cpu().contiguous().clone() for name, x in state.items()}
     about = {"format": "pt", "config": text, "sha256": weights_digest(tensors)}
-    write_atomically(folder / WEIGHTS, lambda path: save_file(tensors, path, about))
+    write_tensors(folder / WEIGHTS, tensors, about)
     text = _with_checksum(text)
     write_atomically(folder / CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
 

@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
 from ..attaching.attachment import Attachment
 from ..checks import check_terms, check_whole_number
-from .feature_cache import CachedFeatures
+from .datasets import describe_loader
+from .feature_cache import describe_caches, find_caches, network_of_caches
+from .identity import Identity, describe_run
+from .learners import Learner, call_recipe, describe_learner
 from .repeatable import Batch, RepeatableLoader
-from .run_state import Learner, RunState
-from .settings import FineTuningSettings
+from .run_state import RunState
+from .settings import FineTuningSettings, check_attached, check_callables
 
 if TYPE_CHECKING:  # takes a second to import
     from accelerate import Accelerator
@@ -79,23 +82,25 @@ def fine_tune(
         FloatingPointError: a loss or gradient is not finite; names step, terms and last checkpoint,
             and writes nothing.
     """
-    if not isinstance(attachment, Attachment) or not attachment.attached:
-        raise ValueError("the attachment is detached; attach the fusion again, and train that")
+    check_attached(attachment, "train")
+    check_callables(tracking_loss=tracking_loss, validate=validate)
     chosen = FineTuningSettings(**settings)
     check_whole_number("keep", keep)
     if save_every is not None:
         check_whole_number("save_every", save_every)
-    folder = Path(folder)
+    folder = Path(folder).resolve()  # once: the working directory may change
     with _accelerator(chosen.mixed_precision, folder, tensorboard) as accelerator:
         batches = RepeatableLoader(
             loader, chosen.seed, accelerator.process_index, accelerator.num_processes
         )
         network = _choose_network(attachment, loader)
         with _put_in_training(attachment, accelerator.device):
-            state = _build_state(accelerator, attachment, batches, folder, keep, chosen)
-            loop = _Loop(state, batches, accelerator.prepare_model(network), tracking_loss, chosen)
-            state.resume()
-            return loop.run(validate, save_every, progress)
+            state = _build_state(accelerator, attachment, loader, batches, folder, keep, chosen)
+            with state.owned():
+                model = accelerator.prepare_model(network)
+                loop = _Loop(state, batches, model, tracking_loss, chosen)
+                state.resume()
+                return loop.run(validate, save_every, progress)
 
 
 def _show_settings(function: Callable[..., Any]) -> None:
@@ -165,17 +170,14 @@ def _put_in_training(attachment: Attachment, device: torch.device) -> Iterator[N
 
 def _choose_network(attachment: Attachment, loader: DataLoader[Any]) -> nn.Module:
     """The host, or over a cache the fusion and its head alone."""
-    dataset = loader.dataset
-    while isinstance(dataset, Subset):
-        dataset = dataset.dataset
-    if isinstance(dataset, CachedFeatures):
-        return dataset.network(attachment)
-    return attachment.network
+    caches = find_caches(loader.dataset)
+    return network_of_caches(caches, attachment) if caches else attachment.network
 
 
 def _build_state(
     accelerator: "Accelerator",
     attachment: Attachment,
+    loader: DataLoader[Any],
     batches: RepeatableLoader,
     folder: Path,
     keep: int,
@@ -190,22 +192,39 @@ def _build_state(
     parameters = {"fusion": list(attachment.parameters())}
     if attachment.fusion.discriminator is not None:
         parameters["discriminator"] = list(attachment.fusion.discriminator.parameters())
-    learners, steps_per_epoch = {}, _count_steps(batches, settings)
-    for name, own in parameters.items():
-        optimizer, schedule = settings.recipe(own, settings.epochs, steps_per_epoch)
-        learners[name] = Learner(own, accelerator.prepare_optimizer(optimizer), schedule)
+    per_epoch = _count_steps(batches, settings)
+    made = {
+        name: call_recipe(settings.recipe, own, settings.epochs, per_epoch)
+        for name, own in parameters.items()
+    }
+    about = describe_run(accelerator, attachment, settings)
+    about |= {"batches": batches.batches, **describe_loader(loader)}
+    about["cache"] = describe_caches(find_caches(loader.dataset))
+
+    def identify(epochs: int) -> Identity:
+        learners = {
+            name: describe_learner(
+                *made[name]
+                if epochs == settings.epochs
+                else call_recipe(settings.recipe, own, epochs, per_epoch),
+                steps=epochs * per_epoch,
+            )
+            for name, own in parameters.items()
+        }
+        return {**about, "epochs": epochs, **learners}
+
     average = None
     if settings.ema_decay is not None:
         from diffusers.training_utils import EMAModel
 
         average = EMAModel(parameters["fusion"], decay=settings.ema_decay)
-    setting = {
-        "seed": settings.seed,
-        "batches": batches.batches,
-        "accumulation": settings.accumulation,
-        "processes": accelerator.num_processes,
+    learners = {
+        name: Learner(parameters[name], accelerator.prepare_optimizer(optimizer), schedule)
+        for name, (optimizer, schedule) in made.items()
     }
-    return RunState(accelerator, attachment, folder, keep, setting, learners, average)
+    return RunState(
+        accelerator, attachment, folder, keep, settings.epochs, identify, learners, average
+    )
 
 
 def _count_steps(batches: RepeatableLoader, settings: FineTuningSettings) -> int:
@@ -243,13 +262,16 @@ class _Loop:
         from accelerate.utils import tqdm
 
         state, per_epoch = self.state, _count_steps(self.batches, self.settings)
-        total = self.settings.epochs * per_epoch
+        total, first_step = self.settings.epochs * per_epoch, True
         with tqdm(total=total, initial=state.step, desc="fine-tune", disable=not progress) as bar:
             while state.step < total:
                 epoch, first = divmod(state.step, per_epoch)
                 for group in self._group_batches(epoch, first):
                     values = self.train_step(group)
                     state.step += 1
+                    if first_step:  # the optimiser has a state now
+                        state.check_states()
+                        first_step = False
                     state.log({"epoch": epoch, **values})
                     bar.update()
                     bar.set_postfix({k: f"{v:.3g}" for k, v in values.items() if "loss" in k})
