@@ -66,6 +66,7 @@ class CachedFeatures(Dataset[dict[str, Tensor]]):
             itertools.accumulate(shard["samples"] for shard in manifest["shards"])
         )
         self._open: dict[int, dict[str, Tensor]] = {}
+        self.verified = False
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -99,7 +100,8 @@ class CachedFeatures(Dataset[dict[str, Tensor]]):
         return float(sum(shard["bytes"] for shard in self.manifest["shards"]) / len(self))
 
     def verify(self) -> None:
-        """Read everything and compare checksums; opening a cache compares sizes only.
+        """Read everything and compare checksums; opening a cache compares sizes only, and
+        `fine_tune` does this before it trains.
 
         Raises:
             OSError: a shard is not what was written.
@@ -110,6 +112,7 @@ class CachedFeatures(Dataset[dict[str, Tensor]]):
                     f"{self.folder / shard['file']} has changed since it was written (sha256 "
                     "differs); delete the folder and call cache_features again"
                 )
+        self.verified = True
 
     def network(self, attachment: Attachment) -> "CachedNetwork":
         """What trains in the host's place.
@@ -293,6 +296,13 @@ def network_of_caches(caches: Sequence[CachedFeatures], attachment: Attachment) 
 def describe_caches(caches: Sequence[CachedFeatures]) -> str | None:
     """A digest of everything in them, in their order; None for none."""
     return json_digest([cache.digest for cache in caches]) if caches else None
+
+
+def verify_caches(caches: Sequence[CachedFeatures]) -> None:
+    """Compare the checksums of all shards, once for an open cache; OSError as `verify`."""
+    for cache in caches:
+        if not cache.verified:
+            cache.verify()
 
 
 def _start_manifest(folder: Path, settings: dict[str, Any]) -> Manifest:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from ..attaching.attachment import Attachment
 from ..checks import check_terms, check_whole_number
 from .datasets import describe_loader
-from .feature_cache import describe_caches, find_caches, network_of_caches
+from .feature_cache import describe_caches, find_caches, network_of_caches, verify_caches
 from .identity import Identity, describe_run
 from .learners import Learner, call_recipe, describe_learner
 from .repeatable import Batch, RepeatableLoader
@@ -47,7 +47,13 @@ def fine_tune(
     """Train the fusion and its new head with Loss = Loss_track + λ · Loss_gen (Eq. 5).
 
     The host stays as it is. Killed, and started again with the same folder, the run goes on from
-    its last checkpoint; on one process, to the same bits. The folder gets `checkpoints/step-*`,
+    its last checkpoint; on one process, to the same bits. Started again it must be the same run:
+    settings, what the recipe returns, batch size, sampler and length of the data, cache, host,
+    adapter, degradation and number of processes are compared. `epochs` may grow, and the schedule
+    is then that of the new number; workers, `validate`, `save_every`, `keep`, `tensorboard` and
+    `progress` may differ; `tracking_loss` and the samples themselves cannot be compared.
+
+    One run at a time writes into the folder. It gets `checkpoints/step-*`,
     `log.jsonl`, the `best` weights where there is a `validate`, and the `final` ones: each of these
     folders can be given to `attach`.
 
@@ -77,7 +83,9 @@ def fine_tune(
         and `best`.
 
     Raises:
-        ValueError, TypeError: something does not fit, named before anything is computed.
+        ValueError, TypeError: something does not fit, or the folder holds another run; named
+            before anything is computed.
+        OSError: another process trains in the folder, a file in it is damaged, or the disk full.
         ImportError: `tensorboard=True`, and it is not installed.
         FloatingPointError: a loss or gradient is not finite; names step, terms and last checkpoint,
             and writes nothing.
@@ -99,6 +107,7 @@ def fine_tune(
             with state.owned():
                 model = accelerator.prepare_model(network)
                 loop = _Loop(state, batches, model, tracking_loss, chosen)
+                state.on_main(lambda: verify_caches(find_caches(loader.dataset)))
                 state.resume()
                 return loop.run(validate, save_every, progress)
 
