@@ -35,6 +35,7 @@ def save(folder: str | Path, config: FusionConfig, state: Mapping[str, Tensor]) 
     # clones: safetensors refuses tensors that share storage, as tied weights do
     tensors = {name: x.detach().cpu().contiguous().clone() for name, x in state.items()}
     about = {"format": "pt", "config": text, "sha256": weights_digest(tensors)}
+    about["config_sha256"] = hashlib.sha256(text.encode()).hexdigest()
     write_tensors(folder / WEIGHTS, tensors, about)
     text = _with_checksum(text)
     write_atomically(folder / CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
@@ -169,7 +170,12 @@ class SavedFusion:
         beside, source = _parse(folder / CONFIG, text), folder / CONFIG
         config = beside
         if "config" in self._about:
-            config, source = _parse(self.path, self._about["config"].encode()), self.path
+            own = self._about["config"].encode()
+            if self._about.get("config_sha256") not in (None, hashlib.sha256(own).hexdigest()):
+                raise OSError(
+                    f"{self.path} has changed since it was written (sha256 of its config differs)"
+                )
+            config, source = _parse(self.path, own), self.path
             changed = differences(beside.to_dict(), config.to_dict())
             if changed and _checksum(text) not in text.decode("utf-8"):
                 raise OSError(

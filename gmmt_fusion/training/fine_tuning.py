@@ -6,7 +6,6 @@ import itertools
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,6 +19,7 @@ from .datasets import describe_loader
 from .feature_cache import describe_caches, find_caches, network_of_caches, verify_caches
 from .identity import Identity, describe_run
 from .learners import Learner, call_recipe, describe_learner
+from .placement import put_in_training, start_accelerator
 from .repeatable import Batch, RepeatableLoader
 from .run_state import RunState
 from .settings import FineTuningSettings, check_attached, check_callables
@@ -97,12 +97,12 @@ def fine_tune(
     if save_every is not None:
         check_whole_number("save_every", save_every)
     folder = Path(folder).resolve()  # once: the working directory may change
-    with _accelerator(chosen.mixed_precision, folder, tensorboard) as accelerator:
+    with start_accelerator(chosen.mixed_precision, folder, tensorboard) as accelerator:
         batches = RepeatableLoader(
             loader, chosen.seed, accelerator.process_index, accelerator.num_processes
         )
         network = _choose_network(attachment, loader)
-        with _put_in_training(attachment, accelerator.device):
+        with put_in_training(attachment, accelerator.device):
             state = _build_state(accelerator, attachment, loader, batches, folder, keep, chosen)
             with state.owned():
                 model = accelerator.prepare_model(network)
@@ -123,58 +123,6 @@ def _show_settings(function: Callable[..., Any]) -> None:
 
 
 _show_settings(fine_tune)
-
-
-@contextlib.contextmanager
-def _accelerator(
-    mixed_precision: str | None, folder: Path, tensorboard: bool
-) -> "Iterator[Accelerator]":
-    """Devices, processes and precision of this run alone: the next may have another precision."""
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState, is_initialized
-    from accelerate.utils import (
-        DistributedDataParallelKwargs,
-        InitProcessGroupKwargs,
-        is_tensorboard_available,
-    )
-
-    if tensorboard and not is_tensorboard_available():
-        raise ImportError("tensorboard=True needs tensorboard; pip install tensorboard")
-    # a head may leave parameters unused, and a discriminator has a turn of its own
-    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-    # the others wait while the first one validates
-    patience = InitProcessGroupKwargs(timeout=timedelta(days=1))
-    users = is_initialized()
-    try:
-        yield Accelerator(
-            # where there are processes and no device, accelerate would look for one all the same
-            cpu=not getattr(torch, "accelerator", torch.cuda).is_available(),
-            mixed_precision=mixed_precision,
-            kwargs_handlers=[unused, patience],
-            project_dir=folder,
-            log_with="tensorboard" if tensorboard else None,
-        )
-    finally:
-        if not users:
-            AcceleratorState._reset_state()
-
-
-@contextlib.contextmanager
-def _put_in_training(attachment: Attachment, device: torch.device) -> Iterator[None]:
-    """The network in training mode on a device inside the `with`; then where and as it was."""
-    network, plugin = attachment.network, attachment.plugin
-    training, before = network.training, next(network.parameters()).device
-    patches = {"forward", "_original_forward", "_is_accelerate_prepared"}  # accelerate's
-    patches -= vars(network).keys()
-    weight, plugin.total_loss_weight = plugin.total_loss_weight, None  # λ is applied here, once
-    try:
-        network.to(device).train()
-        yield
-    finally:
-        for name in patches & vars(network).keys():
-            delattr(network, name)
-        plugin.total_loss_weight = weight
-        network.to(before).train(training)
 
 
 def _choose_network(attachment: Attachment, loader: DataLoader[Any]) -> nn.Module:
