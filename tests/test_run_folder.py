@@ -13,8 +13,10 @@ from caches import make_cache
 from cases import CASES
 from torch.utils.data import DataLoader
 from training_runs import read_log, train
+from two_processes import run_in_two_processes
 
 from gmmt_fusion import Attachment
+from gmmt_fusion.files import own_folder
 from gmmt_fusion.training import CachedFeatures
 from gmmt_fusion.training.checkpoints import list_checkpoints, read_checkpoint
 
@@ -106,6 +108,17 @@ def test_two_runs_in_one_folder(tmp_path: Path) -> None:
         first.join()
     train(tmp_path, epochs=2)
     assert not list(tmp_path.glob(".*"))
+
+
+def start_second_run(rank: int, folder: str) -> None:
+    with pytest.raises(OSError, match="another process trains"):
+        train(Path(folder))
+
+
+def test_all_processes_of_a_second_run_are_told(tmp_path: Path) -> None:
+    """And none waits for the one that looked."""
+    with own_folder(tmp_path, "trains"):
+        run_in_two_processes(start_second_run, str(tmp_path))
 
 
 def test_two_writers_of_one_cache(tmp_path: Path) -> None:
