@@ -37,12 +37,13 @@ from gmmt_fusion.evaluation import plots
 from gmmt_fusion.evaluation.metrics import Scores, evaluate
 from gmmt_fusion.files import write_atomically
 from gmmt_fusion.training import fine_tune
+from gmmt_fusion.training.checkpoints import list_checkpoints
 
 BASE, GMMT = "base", "+GMMT"
+SAVE_EVERY = 10  # steps
 
 
-def main() -> int:
-    options = parse()
+def main(options: argparse.Namespace) -> int:
     torch.manual_seed(options.seed)
     started = time.monotonic()
     sequences = load_sequences(options)
@@ -73,6 +74,7 @@ def main() -> int:
         training_folder(options),
         epochs=1,
         seed=options.seed,
+        save_every=SAVE_EVERY,
     )
     handle.save_pretrained(options.out / "fusion")
     boxes[GMMT], rates[GMMT] = track_all(tracker, sequences, GMMT)
@@ -257,13 +259,20 @@ def draw_maps(handle: Attachment, sequence: RGBTSequence, path: Path, title: str
     )
 
 
+def tell_what_is_left(folder: Path) -> str:
+    """What the same command does after an interruption."""
+    saved = list_checkpoints(folder / "checkpoints")
+    if not saved:
+        return "the fine-tuning had saved nothing yet, and the same command starts again"
+    step = int(saved[-1].name.removeprefix("step-"))
+    return f"the same command goes on with the fine-tuning after step {step}"
+
+
 if __name__ == "__main__":
+    chosen = parse()
     try:
-        sys.exit(main())
+        sys.exit(main(chosen))
     except KeyboardInterrupt:
-        sys.exit(
-            "\ninterrupted; nothing half-written is left, and the same command goes on with the "
-            "fine-tuning"
-        )
+        sys.exit(f"\ninterrupted; {tell_what_is_left(training_folder(chosen))}")
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")

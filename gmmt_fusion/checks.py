@@ -98,12 +98,18 @@ def check_finite(features: Sequence[Tensor], fused: Tensor) -> None:
             raise ValueError(f"{name} holds NaN or infinity; look at the host's inputs and weights")
 
 
+RESERVED = {
+    *("loss", "generative_loss", "discriminator_loss", "gradient_norm", "learning_rate"),
+    *("step", "epoch", "validation", "best"),
+}  # names in the log that are not the terms of Loss_track
+
+
 def check_terms(tracking: Any) -> dict[str, Tensor]:
     """Loss_track as its terms by name; ValueError or TypeError unless they are tensors with one
     number each.
     """
     terms = dict(tracking) if isinstance(tracking, Mapping) else {"tracking_loss": tracking}
-    if reserved := {"loss", "generative_loss", "discriminator_loss"} & terms.keys():
+    if reserved := RESERVED & terms.keys():
         raise ValueError(
             f"tracking_loss returned {sorted(reserved)} among its terms {sorted(terms)}; return "
             "those of "

@@ -248,13 +248,17 @@ BAD_ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "nothing fused": ({"forward": lambda network, batch: None}, "fused 0 maps"),
     "another seed": ({"seed": 1}, "another cache: seed is 0 there and 1 here"),
+    "another loader": (
+        {"loader": labels(16, 4), "again": True},
+        "another cache: samples is 8 there and 16 here; batch_size is 2",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", BAD_ARGUMENTS)
 def test_bad_arguments(name: str, tmp_path: Path) -> None:
-    options, message = BAD_ARGUMENTS[name]
-    if "seed" in options:
+    options, message = dict(BAD_ARGUMENTS[name][0]), BAD_ARGUMENTS[name][1]
+    if "seed" in options or options.pop("again", False):
         make_cache(CONCAT, tmp_path)
     with pytest.raises(ValueError, match=message):
         make_cache(CONCAT, tmp_path, **options)

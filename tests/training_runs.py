@@ -56,6 +56,13 @@ def run_long(folder: Path, loss: Any = None, **options: Any) -> Attachment:
     return handle
 
 
+def train(folder: Path, handle: Any = None, loader: Any = None, **options: Any) -> Attachment:
+    handle = handle or attached(CONCAT)
+    loss = options.pop("tracking_loss", Loss(CONCAT))
+    fine_tune(handle, loader or labels(), loss, folder, **{"epochs": 1, **QUIET, **options})
+    return handle
+
+
 def read_log(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 

@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..files import differences, write_atomically
+from ..files import differences, write_atomically, write_tensors
 from .config import FusionConfig
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -24,16 +24,19 @@ UPLOAD_OPTIONS = ("token", "private", "revision", "commit_message")
 
 
 def save(folder: str | Path, config: FusionConfig, state: Mapping[str, Tensor]) -> None:
-    """Write config and tensors into `folder`, which is made where it is missing."""
-    from safetensors.torch import save_file
+    """Write config and tensors into `folder`, which is made where it is missing.
 
+    Raises:
+        OSError: of the disk, with the path; what was there before is whole still.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     text = config.to_json()
     # clones: safetensors refuses tensors that share storage, as tied weights do
     tensors = {name: x.detach().cpu().contiguous().clone() for name, x in state.items()}
     about = {"format": "pt", "config": text, "sha256": weights_digest(tensors)}
-    write_atomically(folder / WEIGHTS, lambda path: save_file(tensors, path, about))
+    about["config_sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    write_tensors(folder / WEIGHTS, tensors, about)
     text = _with_checksum(text)
     write_atomically(folder / CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
 
@@ -167,7 +170,12 @@ class SavedFusion:
         beside, source = _parse(folder / CONFIG, text), folder / CONFIG
         config = beside
         if "config" in self._about:
-            config, source = _parse(self.path, self._about["config"].encode()), self.path
+            own = self._about["config"].encode()
+            if self._about.get("config_sha256") not in (None, hashlib.sha256(own).hexdigest()):
+                raise OSError(
+                    f"{self.path} has changed since it was written (sha256 of its config differs)"
+                )
+            config, source = _parse(self.path, own), self.path
             changed = differences(beside.to_dict(), config.to_dict())
             if changed and _checksum(text) not in text.decode("utf-8"):
                 raise OSError(

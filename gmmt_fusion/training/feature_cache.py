@@ -8,9 +8,8 @@ import bisect
 import contextlib
 import functools
 import itertools
-import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,15 @@ from torch.utils.data import DataLoader, Dataset
 from ..attaching.attachment import Attachment, run_host
 from ..attaching.plugin import Plugin
 from ..checks import check_choice, check_whole_number
-from ..files import differences, file_digest
-from ..model.checkpoint import weights_digest
+from ..files import differences, file_digest, json_digest, own_folder
 from ..version import __version__
+from .datasets import describe_loader, is_leaf, walk
 from .head_inputs import HeadInputs, record_forward
+from .identity import describe_degradation, describe_source
 from .repeatable import Batch, RepeatableLoader
-from .shards import MANIFEST, Manifest, count_batches, map_shard, read_manifest, write_shard
+from .settings import check_attached, check_callables
+from .shards import FORMAT, MANIFEST, Manifest, count_batches, map_shard, read_manifest, write_shard
 
-FORMAT = 2  # of the manifest
 DTYPES = {
     None: None,
     "float32": torch.float32,
@@ -50,7 +50,7 @@ class CachedFeatures(Dataset[dict[str, Tensor]]):
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(folder).absolute()
         manifest = read_manifest(self.folder)
         if manifest is None:
             raise OSError(
@@ -66,6 +66,7 @@ class CachedFeatures(Dataset[dict[str, Tensor]]):
             itertools.accumulate(shard["samples"] for shard in manifest["shards"])
         )
         self._open: dict[int, dict[str, Tensor]] = {}
+        self.verified = False
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -83,12 +84,24 @@ class CachedFeatures(Dataset[dict[str, Tensor]]):
         return {**self.__dict__, "_open": {}}  # every worker maps the shards itself
 
     @property
+    def digest(self) -> str:
+        """Of everything in it, as the manifest knows it."""
+        return json_digest({"shards": self.manifest["shards"], **self.contents})
+
+    @property
+    def contents(self) -> dict[str, Any]:  # JSON
+        """What caches in one loader have in common: their source, and the maps of a sample."""
+        keys = ("source", "degradation", "dtype", "dtypes", "head_inputs")
+        return {key: self.manifest[key] for key in keys}
+
+    @property
     def bytes_per_sample(self) -> float:
         """On disk, targets included."""
         return float(sum(shard["bytes"] for shard in self.manifest["shards"]) / len(self))
 
     def verify(self) -> None:
-        """Read everything and compare checksums; opening a cache compares sizes only.
+        """Read everything and compare checksums; opening a cache compares sizes only, and
+        `fine_tune` does this before it trains.
 
         Raises:
             OSError: a shard is not what was written.
@@ -99,6 +112,7 @@ class CachedFeatures(Dataset[dict[str, Tensor]]):
                     f"{self.folder / shard['file']} has changed since it was written (sha256 "
                     "differs); delete the folder and call cache_features again"
                 )
+        self.verified = True
 
     def network(self, attachment: Attachment) -> "CachedNetwork":
         """What trains in the host's place.
@@ -108,12 +122,12 @@ class CachedFeatures(Dataset[dict[str, Tensor]]):
                 attachment's degradation.
         """
         there = {"format": self.manifest.get("format"), **self.manifest["source"]}
-        if found := differences(there, {"format": FORMAT, **_describe_source(attachment)}):
+        if found := differences(there, {"format": FORMAT, **describe_source(attachment)}):
             raise ValueError(
                 f"{self.folder} is the cache of another host: {found}; call cache_features with "
                 "this one and another folder"
             )
-        degraded, here = self.manifest.get("degradation"), _name_degradation(attachment)
+        degraded, here = self.manifest.get("degradation"), describe_degradation(attachment)
         if here is not None and degraded != here:
             raise ValueError(
                 f"{self.folder} was written with degradation {degraded}, and the attachment has "
@@ -179,30 +193,47 @@ def cache_features(
     Raises:
         ValueError: the attachment is detached, the loader empty, the folder of another cache, or
             the host's head is not called once with the fused map.
+        OSError: another process writes there, the cache is damaged, or the disk full.
     """
-    from accelerate.utils import send_to_device, tqdm
-
-    if not attachment.attached:
-        raise ValueError("the attachment is detached; attach the fusion again, and cache with that")
+    check_attached(attachment, "cache")
+    check_callables(forward=forward, targets=targets)
     check_whole_number("passes", passes)
     check_whole_number("shard_size", shard_size)
     check_choice("dtype", dtype, tuple(DTYPES))
     batches = RepeatableLoader(loader, seed)
-    folder, total = Path(folder), passes * len(batches)
-    manifest = _start_manifest(
-        folder,
-        {
-            "format": FORMAT,
-            "batches": total,
-            "passes": passes,
-            "dtype": dtype,
-            "seed": seed,
-            "shard_size": shard_size,
-            "source": _describe_source(attachment),
-            "degradation": _name_degradation(attachment),
-        },
-    )
-    done = count_batches(manifest)
+    folder, total = Path(folder).absolute(), passes * len(batches)
+    settings = {
+        "format": FORMAT,
+        "batches": total,
+        "passes": passes,
+        "dtype": dtype,
+        "seed": seed,
+        "shard_size": shard_size,
+        "source": describe_source(attachment),
+        "degradation": describe_degradation(attachment),
+        **describe_loader(loader),
+    }
+    if count_batches(_start_manifest(folder, settings)) < total:
+        with own_folder(folder, "caches features"):
+            _fill(folder, settings, attachment, batches, forward, targets, progress)
+    return CachedFeatures(folder)
+
+
+def _fill(
+    folder: Path,
+    settings: dict[str, Any],
+    attachment: Attachment,
+    batches: RepeatableLoader,
+    forward: Callable[[nn.Module, Batch], object],
+    targets: Callable[[Batch], Mapping[str, Tensor]] | None,
+    progress: bool,
+) -> None:
+    """Write the shards that are missing."""
+    from accelerate.utils import send_to_device, tqdm
+
+    manifest = _start_manifest(folder, settings)
+    done, total, size = count_batches(manifest), settings["batches"], settings["shard_size"]
+    dtype = DTYPES[settings["dtype"]]
     device = next(attachment.network.parameters()).device
     rows: list[dict[str, Tensor]] = []
     with (
@@ -210,23 +241,68 @@ def cache_features(
         torch.no_grad(),
         tqdm(total=total, initial=done, desc="cache", disable=not progress) as bar,
     ):
-        for number, batch in enumerate(_load_from(batches, done, passes), done):
+        for number, batch in enumerate(_load_from(batches, done, settings["passes"]), done):
             batch = send_to_device(batch, device)
-            attachment.fusion.manual_seed(seed * total + number)  # a degradation draws from it
+            seed = settings["seed"] * total + number
+            attachment.fusion.manual_seed(seed)  # a degradation draws from it
             run = functools.partial(forward, attachment.network, batch)
             tensors, head_inputs = record_forward(attachment, run)
             _agree(manifest, "head_inputs", head_inputs.to_json(), number)
             _agree(manifest, "dtypes", _name_dtypes(tensors), number)
             stored = {
-                name: x.to(DTYPES[dtype]) if x.is_floating_point() else x
-                for name, x in tensors.items()
+                name: x.to(dtype) if x.is_floating_point() else x for name, x in tensors.items()
             }
             rows.append(_add_targets(stored, targets(batch) if targets else {}))
             bar.update()
-            if number + 1 == total or sum(len(row["fused"]) for row in rows) >= shard_size:
+            if number + 1 == total or sum(len(row["fused"]) for row in rows) >= size:
                 write_shard(folder, manifest, rows)
                 rows = []
-    return CachedFeatures(folder)
+
+
+def find_caches(dataset: object) -> list[CachedFeatures]:
+    """The caches that a dataset is made of; none where it is of the host's inputs.
+
+    Raises:
+        ValueError: only a part of it is.
+    """
+    inside = list(walk(dataset))
+    caches = [one for one in inside if isinstance(one, CachedFeatures)]
+    if caches and (others := [one for one in inside if one not in caches and is_leaf(one)]):
+        raise ValueError(
+            f"the loader's dataset has {len(caches)} caches and beside them a "
+            f"{type(others[0]).__name__}; expected caches only, or the host's inputs only"
+        )
+    return caches
+
+
+def network_of_caches(caches: Sequence[CachedFeatures], attachment: Attachment) -> CachedNetwork:
+    """What trains in the host's place, from caches of one kind.
+
+    Raises:
+        ValueError: one is of something else than the attachment or than the others.
+    """
+    first, *others = caches
+    network = first.network(attachment)
+    for other in others:
+        other.network(attachment)
+        if found := differences(first.contents, other.contents):
+            raise ValueError(
+                f"{other.folder} does not go with {first.folder} in one loader: {found}; call "
+                "cache_features with the same arguments for both"
+            )
+    return network
+
+
+def describe_caches(caches: Sequence[CachedFeatures]) -> str | None:
+    """A digest of everything in them, in their order; None for none."""
+    return json_digest([cache.digest for cache in caches]) if caches else None
+
+
+def verify_caches(caches: Sequence[CachedFeatures]) -> None:
+    """Compare the checksums of all shards, once for an open cache; OSError as `verify`."""
+    for cache in caches:
+        if not cache.verified:
+            cache.verify()
 
 
 def _start_manifest(folder: Path, settings: dict[str, Any]) -> Manifest:
@@ -237,7 +313,6 @@ def _start_manifest(folder: Path, settings: dict[str, Any]) -> Manifest:
             f"{folder} holds another cache: {found}; give another folder, or delete this one"
         )
     manifest["version"] = __version__
-    folder.mkdir(parents=True, exist_ok=True)
     return manifest
 
 
@@ -292,22 +367,3 @@ def _add_targets(row: dict[str, Tensor], targets: Mapping[str, Tensor]) -> dict[
             found = tuple(target.shape) if isinstance(target, Tensor) else repr(target)
             raise ValueError(f"target {name!r} is {found}; expected a tensor ({batch}, …)")
     return {name: x.detach().cpu().contiguous() for name, x in {**row, **targets}.items()}
-
-
-def _describe_source(attachment: Attachment) -> dict[str, Any]:
-    """What the maps depend on, as JSON: host and adapter.
-
-    Of the fusion only its shape, so that methods share a cache.
-    """
-    digest = weights_digest(attachment.host_state_dict())
-    source = {**attachment.describe(), "host_weights": digest}
-    as_read_back: dict[str, Any] = json.loads(json.dumps(source))  # tuples are lists
-    return as_read_back
-
-
-def _name_degradation(attachment: Attachment) -> str | None:
-    """What tells a degradation from another: its repr, or the name of a function."""
-    degradation = attachment.degradation
-    if degradation is None or not hasattr(degradation, "__qualname__"):
-        return None if degradation is None else repr(degradation)
-    return f"{degradation.__module__}.{degradation.__qualname__}"

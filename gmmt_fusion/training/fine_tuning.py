@@ -6,20 +6,23 @@ import itertools
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
 from ..attaching.attachment import Attachment
 from ..checks import check_terms, check_whole_number
-from .feature_cache import CachedFeatures
+from .datasets import describe_loader
+from .feature_cache import describe_caches, find_caches, network_of_caches, verify_caches
+from .identity import Identity, describe_run
+from .learners import Learner, call_recipe, describe_learner
+from .placement import put_in_training, start_accelerator
 from .repeatable import Batch, RepeatableLoader
-from .run_state import Learner, RunState
-from .settings import FineTuningSettings
+from .run_state import RunState
+from .settings import FineTuningSettings, check_attached, check_callables
 
 if TYPE_CHECKING:  # takes a second to import
     from accelerate import Accelerator
@@ -44,7 +47,13 @@ def fine_tune(
     """Train the fusion and its new head with Loss = Loss_track + λ · Loss_gen (Eq. 5).
 
     The host stays as it is. Killed, and started again with the same folder, the run goes on from
-    its last checkpoint; on one process, to the same bits. The folder gets `checkpoints/step-*`,
+    its last checkpoint; on one process, to the same bits. Started again it must be the same run:
+    settings, what the recipe returns, batch size, sampler and length of the data, cache, host,
+    adapter, degradation and number of processes are compared. `epochs` may grow, and the schedule
+    is then that of the new number; workers, `validate`, `save_every`, `keep`, `tensorboard` and
+    `progress` may differ; `tracking_loss` and the samples themselves cannot be compared.
+
+    One run at a time writes into the folder. It gets `checkpoints/step-*`,
     `log.jsonl`, the `best` weights where there is a `validate`, and the `final` ones: each of these
     folders can be given to `attach`.
 
@@ -74,28 +83,33 @@ def fine_tune(
         and `best`.
 
     Raises:
-        ValueError, TypeError: something does not fit, named before anything is computed.
+        ValueError, TypeError: something does not fit, or the folder holds another run; named
+            before anything is computed.
+        OSError: another process trains in the folder, a file in it is damaged, or the disk full.
         ImportError: `tensorboard=True`, and it is not installed.
         FloatingPointError: a loss or gradient is not finite; names step, terms and last checkpoint,
             and writes nothing.
     """
-    if not isinstance(attachment, Attachment) or not attachment.attached:
-        raise ValueError("the attachment is detached; attach the fusion again, and train that")
+    check_attached(attachment, "train")
+    check_callables(tracking_loss=tracking_loss, validate=validate)
     chosen = FineTuningSettings(**settings)
     check_whole_number("keep", keep)
     if save_every is not None:
         check_whole_number("save_every", save_every)
-    folder = Path(folder)
-    with _accelerator(chosen.mixed_precision, folder, tensorboard) as accelerator:
+    folder = Path(folder).resolve()  # once: the working directory may change
+    with start_accelerator(chosen.mixed_precision, folder, tensorboard) as accelerator:
         batches = RepeatableLoader(
             loader, chosen.seed, accelerator.process_index, accelerator.num_processes
         )
         network = _choose_network(attachment, loader)
-        with _put_in_training(attachment, accelerator.device):
-            state = _build_state(accelerator, attachment, batches, folder, keep, chosen)
-            loop = _Loop(state, batches, accelerator.prepare_model(network), tracking_loss, chosen)
-            state.resume()
-            return loop.run(validate, save_every, progress)
+        with put_in_training(attachment, accelerator.device):
+            state = _build_state(accelerator, attachment, loader, batches, folder, keep, chosen)
+            with state.owned():
+                model = accelerator.prepare_model(network)
+                loop = _Loop(state, batches, model, tracking_loss, chosen)
+                state.on_main(lambda: verify_caches(find_caches(loader.dataset)))
+                state.resume()
+                return loop.run(validate, save_every, progress)
 
 
 def _show_settings(function: Callable[..., Any]) -> None:
@@ -111,71 +125,16 @@ def _show_settings(function: Callable[..., Any]) -> None:
 _show_settings(fine_tune)
 
 
-@contextlib.contextmanager
-def _accelerator(
-    mixed_precision: str | None, folder: Path, tensorboard: bool
-) -> "Iterator[Accelerator]":
-    """Devices, processes and precision of this run alone: the next may have another precision."""
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState, is_initialized
-    from accelerate.utils import (
-        DistributedDataParallelKwargs,
-        InitProcessGroupKwargs,
-        is_tensorboard_available,
-    )
-
-    if tensorboard and not is_tensorboard_available():
-        raise ImportError("tensorboard=True needs tensorboard; pip install tensorboard")
-    # a head may leave parameters unused, and a discriminator has a turn of its own
-    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-    # the others wait while the first one validates
-    patience = InitProcessGroupKwargs(timeout=timedelta(days=1))
-    users = is_initialized()
-    try:
-        yield Accelerator(
-            # where there are processes and no device, accelerate would look for one all the same
-            cpu=not getattr(torch, "accelerator", torch.cuda).is_available(),
-            mixed_precision=mixed_precision,
-            kwargs_handlers=[unused, patience],
-            project_dir=folder,
-            log_with="tensorboard" if tensorboard else None,
-        )
-    finally:
-        if not users:
-            AcceleratorState._reset_state()
-
-
-@contextlib.contextmanager
-def _put_in_training(attachment: Attachment, device: torch.device) -> Iterator[None]:
-    """The network in training mode on a device inside the `with`; then where and as it was."""
-    network, plugin = attachment.network, attachment.plugin
-    training, before = network.training, next(network.parameters()).device
-    patches = {"forward", "_original_forward", "_is_accelerate_prepared"}  # accelerate's
-    patches -= vars(network).keys()
-    weight, plugin.total_loss_weight = plugin.total_loss_weight, None  # λ is applied here, once
-    try:
-        network.to(device).train()
-        yield
-    finally:
-        for name in patches & vars(network).keys():
-            delattr(network, name)
-        plugin.total_loss_weight = weight
-        network.to(before).train(training)
-
-
 def _choose_network(attachment: Attachment, loader: DataLoader[Any]) -> nn.Module:
     """The host, or over a cache the fusion and its head alone."""
-    dataset = loader.dataset
-    while isinstance(dataset, Subset):
-        dataset = dataset.dataset
-    if isinstance(dataset, CachedFeatures):
-        return dataset.network(attachment)
-    return attachment.network
+    caches = find_caches(loader.dataset)
+    return network_of_caches(caches, attachment) if caches else attachment.network
 
 
 def _build_state(
     accelerator: "Accelerator",
     attachment: Attachment,
+    loader: DataLoader[Any],
     batches: RepeatableLoader,
     folder: Path,
     keep: int,
@@ -190,22 +149,39 @@ def _build_state(
     parameters = {"fusion": list(attachment.parameters())}
     if attachment.fusion.discriminator is not None:
         parameters["discriminator"] = list(attachment.fusion.discriminator.parameters())
-    learners, steps_per_epoch = {}, _count_steps(batches, settings)
-    for name, own in parameters.items():
-        optimizer, schedule = settings.recipe(own, settings.epochs, steps_per_epoch)
-        learners[name] = Learner(own, accelerator.prepare_optimizer(optimizer), schedule)
+    per_epoch = _count_steps(batches, settings)
+    made = {
+        name: call_recipe(settings.recipe, own, settings.epochs, per_epoch)
+        for name, own in parameters.items()
+    }
+    about = describe_run(accelerator, attachment, settings)
+    about |= {"batches": batches.batches, **describe_loader(loader)}
+    about["cache"] = describe_caches(find_caches(loader.dataset))
+
+    def identify(epochs: int) -> Identity:
+        learners = {
+            name: describe_learner(
+                *made[name]
+                if epochs == settings.epochs
+                else call_recipe(settings.recipe, own, epochs, per_epoch),
+                steps=epochs * per_epoch,
+            )
+            for name, own in parameters.items()
+        }
+        return {**about, "epochs": epochs, **learners}
+
     average = None
     if settings.ema_decay is not None:
         from diffusers.training_utils import EMAModel
 
         average = EMAModel(parameters["fusion"], decay=settings.ema_decay)
-    setting = {
-        "seed": settings.seed,
-        "batches": batches.batches,
-        "accumulation": settings.accumulation,
-        "processes": accelerator.num_processes,
+    learners = {
+        name: Learner(parameters[name], accelerator.prepare_optimizer(optimizer), schedule)
+        for name, (optimizer, schedule) in made.items()
     }
-    return RunState(accelerator, attachment, folder, keep, setting, learners, average)
+    return RunState(
+        accelerator, attachment, folder, keep, settings.epochs, identify, learners, average
+    )
 
 
 def _count_steps(batches: RepeatableLoader, settings: FineTuningSettings) -> int:
@@ -243,13 +219,16 @@ class _Loop:
         from accelerate.utils import tqdm
 
         state, per_epoch = self.state, _count_steps(self.batches, self.settings)
-        total = self.settings.epochs * per_epoch
+        total, first_step = self.settings.epochs * per_epoch, True
         with tqdm(total=total, initial=state.step, desc="fine-tune", disable=not progress) as bar:
             while state.step < total:
                 epoch, first = divmod(state.step, per_epoch)
                 for group in self._group_batches(epoch, first):
                     values = self.train_step(group)
                     state.step += 1
+                    if first_step:  # the optimiser has a state now
+                        state.check_states()
+                        first_step = False
                     state.log({"epoch": epoch, **values})
                     bar.update()
                     bar.set_postfix({k: f"{v:.3g}" for k, v in values.items() if "loss" in k})

@@ -8,8 +8,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..attaching.attachment import Attachment
+from ..checks import check_whole_number
+from .learners import call_recipe
 from .recipes import Recipe, paper_optimizer
-from .settings import check_generative_weight, check_recipe
+from .settings import check_attached, check_generative_weight, check_recipe
 
 
 def train_in_host(
@@ -39,15 +41,11 @@ def train_in_host(
         (optimizer, schedule).
 
     Raises:
-        ValueError: λ is out of range, the attachment is detached, or the actor has no
-            `compute_losses`.
-        TypeError: the recipe cannot be called.
+        ValueError, TypeError: λ is out of range, the attachment is detached, the actor has no
+            `compute_losses`, or the recipe returns something else; named before anything changes.
     """
-    if not attachment.attached:
-        raise ValueError(
-            "the attachment is detached; attach the fusion again, before the host's optimiser is "
-            "built"
-        )
+    check_attached(attachment, "build the optimiser")
+    check_whole_number("epochs", epochs)
     check_generative_weight(generative_weight)
     check_recipe(recipe)
     if actor is not None and not callable(getattr(actor, "compute_losses", None)):
@@ -55,6 +53,11 @@ def train_in_host(
             f"the actor is a {type(actor).__name__} without compute_losses; expected the host's "
             "actor, or none where the network returns its losses"
         )
+    optimizer, schedule = call_recipe(recipe, list(attachment.parameters()), epochs, 1)
+    turn = None
+    if (discriminator := attachment.fusion.discriminator) is not None:
+        own, _ = call_recipe(recipe, list(discriminator.parameters()), epochs, 1)
+        turn = _Turn(attachment, own)
     attachment.plugin.total_loss_weight = generative_weight if actor is None else None
     if actor is not None:
         # not over an earlier one of ours, with which Loss_gen would count twice
@@ -63,10 +66,7 @@ def train_in_host(
     if _count_processes() > 1:  # other noise in every process
         generator = attachment.fusion.generator
         attachment.fusion.manual_seed((generator.initial_seed() + distributed.get_rank()) % 2**63)
-    optimizer, schedule = recipe(list(attachment.parameters()), epochs, 1)
-    discriminator = attachment.fusion.discriminator
-    if discriminator is not None:
-        turn = _Turn(attachment, recipe(list(discriminator.parameters()), epochs, 1)[0])
+    if turn is not None:
         optimizer.register_step_post_hook(turn)
         optimizer.register_state_dict_post_hook(turn.save)
         optimizer.register_load_state_dict_pre_hook(turn.load)

@@ -14,7 +14,8 @@ from ..checks import check_whole_number
 Recipe = Callable[[list[nn.Parameter], int, int], tuple[Optimizer, LRScheduler]]
 """(parameters, epochs, steps_per_epoch) -> (optimizer, schedule of the learning rate).
 
-The schedule is stepped after every step of the optimiser.
+The optimiser is over these parameters, or some of them. The schedule is stepped after every step of
+the optimiser, without arguments; what it does is tried out before the first step, and put back.
 """
 
 

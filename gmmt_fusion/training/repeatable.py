@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
+from .datasets import set_epoch, walk
+
 Batch = Any  # whatever the user's loader yields
 Key = tuple[int, int, Any]
 """(epoch, place of the sample in it, index into the user's dataset, of whatever type)."""
@@ -85,10 +87,17 @@ class _Repeatable(Dataset[tuple[int, int, Any]]):
     """
 
     def __init__(self, dataset: Any, seed: int) -> None:
-        self.dataset, self.seed = dataset, seed
+        self.dataset, self.seed, self.epoch = dataset, seed, -1
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the dataset, and those inside it that want to know."""
+        if epoch != self.epoch:
+            self.epoch = epoch
+            set_epoch([self.dataset], epoch)
 
     def __getitem__(self, key: Key) -> tuple[int, int, Any]:
         epoch, place, index = key
+        self.set_epoch(epoch)  # again in workers that stay from one epoch to the next
         with draw_from(self.seed, epoch, place):
             return epoch, place, self.dataset[index]
 
@@ -129,7 +138,8 @@ class RepeatableLoader:
                 "size, over a dataset with __getitem__, which can be resumed in the middle of an "
                 "epoch"
             )
-        if isinstance(loader.sampler, DistributedSampler):
+        samplers = list(walk(sampler, loader.sampler))
+        if any(isinstance(one, DistributedSampler) for one in samplers):
             raise ValueError(
                 "the loader has a DistributedSampler; build it without: its batches are dealt out "
                 "to the processes here"
@@ -140,17 +150,17 @@ class RepeatableLoader:
                 f"the loader is empty: batch_size={loader.batch_size}, "
                 f"drop_last={loader.drop_last}; expected one batch at least"
             )
-        self._sampler, self._seed = sampler, seed
-        owners = (loader, loader.sampler, sampler, getattr(sampler, "sampler", None))
+        self._sampler, self._samplers, self._seed = sampler, samplers, seed
         self._generators = [
             generator
-            for owner in owners
+            for owner in (loader, *samplers)
             if isinstance(generator := getattr(owner, "generator", None), torch.Generator)
         ]
         self._process, self._processes, self._epoch, self._first = process, processes, 0, 0
+        self._dataset = _Repeatable(loader.dataset, seed)
         # a generator of its own, as the workers' seeds would be drawn from the global one
         self._loader: DataLoader[Any] = DataLoader(
-            _Repeatable(loader.dataset, seed),
+            self._dataset,
             batch_sampler=self,
             generator=torch.Generator(),
             collate_fn=_Collation(loader.collate_fn, seed),
@@ -164,6 +174,8 @@ class RepeatableLoader:
     def load_epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """This process's batches of an epoch, from the one with number `first` on."""
         self._epoch, self._first = epoch, first
+        self._dataset.set_epoch(epoch)
+        set_epoch(self._samplers, epoch)
         return iter(self._loader)
 
     def __iter__(self) -> Iterator[list[Key]]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
+from ..attaching.attachment import Attachment
 from ..checks import check_choice, check_fraction, check_whole_number
 from .recipes import Recipe, adamw_optimizer
 
@@ -72,3 +73,20 @@ def check_recipe(value: Any) -> None:
             f"recipe={value!r}; expected adamw_optimizer, paper_optimizer, or a function "
             "(parameters, epochs, steps_per_epoch) -> (optimizer, schedule)"
         )
+
+
+def check_attached(value: Any, verb: str) -> None:
+    """Raise TypeError or ValueError unless `value` is an attachment that is in its host."""
+    if not isinstance(value, Attachment):
+        raise TypeError(f"attachment is a {type(value).__name__}; expected what attach() returns")
+    if not value.attached:
+        raise ValueError(
+            f"the attachment is detached; attach the fusion again, and {verb} with that"
+        )
+
+
+def check_callables(**functions: Any) -> None:
+    """Raise TypeError unless each is a function or None."""
+    for name, value in functions.items():
+        if value is not None and not callable(value):
+            raise TypeError(f"{name}={value!r:.60} cannot be called; expected a function")

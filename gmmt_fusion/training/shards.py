@@ -1,6 +1,5 @@
 """A cache's folder: shards of safetensors, and the manifest that knows them."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..files import file_digest, write_atomically
+from ..files import file_digest, read_json, read_sealed, seal, write_atomically, write_tensors
 
 MANIFEST = "manifest.json"
+FORMAT = 3  # of the manifest
 Manifest = dict[str, Any]  # JSON: what the cache is of, and under "shards" its files
 
 
@@ -21,12 +21,14 @@ def read_manifest(folder: Path) -> Manifest | None:
         OSError: it is no manifest, or a shard is missing or of another length.
     """
     path = folder / MANIFEST
-    if not path.is_file():
+    if not path.exists():
         return None
     try:
-        manifest: Manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest: Manifest = read_json(path)
+        if manifest.get("format") == FORMAT:  # others have no checksum, and are not read
+            manifest = read_sealed(path)
         shards = [(folder / shard["file"], shard["bytes"]) for shard in manifest["shards"]]
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, KeyError, TypeError) as error:
         raise OSError(
             f"{path} is not the manifest of a cache ({error}); delete the folder"
         ) from error
@@ -53,11 +55,9 @@ def write_shard(folder: Path, manifest: Manifest, rows: Sequence[Mapping[str, Te
     Args:
         rows: tensors (B, …) by name, of one batch each, on the CPU.
     """
-    from safetensors.torch import save_file
-
     path = folder / f"shard-{len(manifest['shards']):05d}.safetensors"
     tensors = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
-    write_atomically(path, lambda temporary: save_file(tensors, temporary))
+    write_tensors(path, tensors)
     manifest["shards"].append(
         {
             "file": path.name,
@@ -67,9 +67,9 @@ def write_shard(folder: Path, manifest: Manifest, rows: Sequence[Mapping[str, Te
             "sha256": file_digest(path),
         }
     )
-    text = json.dumps(manifest, indent=1)
+    text = seal(manifest, indent=1)
     write_atomically(
-        folder / MANIFEST, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8")
+        folder / MANIFEST, lambda temporary: temporary.write_text(text, encoding="utf-8")
     )
 
 
