@@ -14,7 +14,7 @@ from .evaluation.box_files import FORMATS
 from .evaluation.layouts import LAYOUTS
 from .evaluation.reports import format_table, write_curves
 from .evaluation.scoring import score_folders
-from .evaluation.text_files import check_folder, read_names
+from .evaluation.text_files import check_folder, printable, read_names
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -208,10 +208,9 @@ def _read_names(path: Path | None) -> list[str] | None:
 
 
 def _print(text: str, file: TextIO | None = None) -> None:
-    """Print a line; of names that the terminal cannot show, the bytes as in a Python string."""
+    """Print a line, whatever the terminal can show."""
     file = file or sys.stdout
-    encoding = getattr(file, "encoding", None) or "utf-8"
-    print(text.encode(encoding, "backslashreplace").decode(encoding), file=file)
+    print(printable(text, getattr(file, "encoding", None) or "utf-8"), file=file)
 
 
 def _note(text: object) -> None:

@@ -60,7 +60,10 @@ def read_depth(path: Path) -> np.ndarray:
 
 
 def _decode(path: Path, flags: int) -> np.ndarray:
-    cv2, data = import_opencv(), path.read_bytes()
+    cv2 = import_opencv()
+    if path.exists() and not path.is_file():  # a pipe, say, on which one would wait for ever
+        raise OSError(f"{path} is no file")
+    data = path.read_bytes()
     if problem := _find_problem(data):
         raise OSError(f"{path} cannot be read as an image: {problem}")
     try:

@@ -20,10 +20,11 @@ Order = list[int]  # indices of a stream's frames, in time
 def pair_names(visible: Sequence[Path], auxiliary: Sequence[Path]) -> tuple[Order, Order, int]:
     """Pair the images of two folders by a number in their names.
 
-    It is the last number that tells the images of a folder apart and agrees between the folders:
-    they have the same ones, or all of one are larger by one offset, as where one counts from 0 and
-    the other from 1. One folder may end before the other. Where it does, an offset is believed
-    only if no number is in both, for the lack of the first image would look the same.
+    It is all numbers that vary (hours, minutes and seconds, say) or the last one that tells the
+    images of a folder apart and agrees between the folders: they have the same ones, or all of one
+    are larger by one offset, as where one counts from 0 and the other from 1. One folder may end
+    before the other. Where it does, an offset is believed only if no number is in both, for the
+    lack of the first image would look the same.
 
     Returns:
         The order of each folder's images, the first ones being a pair, and so on; and the offset.
@@ -35,18 +36,18 @@ def pair_names(visible: Sequence[Path], auxiliary: Sequence[Path]) -> tuple[Orde
     if not all(re.search(r"\d", path.stem) for stream in streams for path in stream):
         return _pair_stems(visible, auxiliary)
     columns, whole = zip(*map(_list_keys, streams), strict=True)
-    candidates = [*zip(*columns), whole]  # noqa: B905 the rest of the longer one has no partner
+    candidates = [whole, *zip(*columns)]  # noqa: B905 the rest of the longer one has no partner
     twins = [
         next(filter(None, map(_find_twins, keys, streams)), None)  # one text of the first stream
         for keys in candidates
     ]
     usable = [keys for keys, twin in zip(candidates, twins, strict=True) if twin is None]
     if not usable:
-        raise ValueError(twins[-1])
+        raise ValueError(twins[0])
     for first, second in usable:
         if (offset := _find_offset(sorted(first), sorted(second))) is not None:
             return _order(first), _order(second), offset
-    raise ValueError(_describe_lonely(usable[0], streams))
+    raise ValueError(_describe_lonely(usable[:2][-1], streams))
 
 
 def order_without_gaps(paths: Sequence[Path]) -> Order:
@@ -86,11 +87,12 @@ def pair_times(visible: np.ndarray, auxiliary: np.ndarray) -> Order | None:
     steps = [float(np.median(np.diff(times))) for times in (visible, auxiliary)]
     if (np.abs(visible[:common] - auxiliary[:common]) <= min(steps) / 2).all():
         return None
-    visible = visible[visible <= auxiliary[-1] + steps[1] / 2]
+    tolerance = 0.75 * max(steps)
+    visible = visible[visible <= auxiliary[-1] + tolerance]
     after = np.searchsorted(auxiliary, visible).clip(1, len(auxiliary) - 1)
     before_is_nearer = visible - auxiliary[after - 1] <= auxiliary[after] - visible
     nearest = after - before_is_nearer
-    far = np.flatnonzero(np.abs(auxiliary[nearest] - visible) > 0.75 * max(steps))
+    far = np.flatnonzero(np.abs(auxiliary[nearest] - visible) > tolerance)
     if len(far):
         i = int(far[0])
         raise ValueError(
@@ -132,7 +134,7 @@ def _find_offset(visible: list[Key], auxiliary: list[Key]) -> int | None:
     common = min(len(visible), len(auxiliary))
     if visible[:common] == auxiliary[:common]:
         return 0
-    if len(visible[0]) != 1 or len(auxiliary[0]) != 1:
+    if any(len(key) != 1 for key in (*visible, *auxiliary)):
         return None
     offsets = {b - a for (a,), (b,) in zip(visible, auxiliary, strict=False)}
     certain = len(visible) == len(auxiliary) or not {*visible} & {*auxiliary}

@@ -91,7 +91,7 @@ def _read_result(path: Path, layout: Layout, format: str) -> tuple[np.ndarray, n
 
 def _find_prefixed(folder: Path, names: Sequence[str]) -> dict[str, Path]:
     """The files `<prefix><name>.txt` with the one prefix that serves most names."""
-    files = {path.name for path in list_folder(folder, ".txt")}
+    files = {path.name for path in list_folder(folder, ".txt") if path.is_file()}
     if names and not files:
         raise FileNotFoundError(f"{folder} has no result: no .txt file")
     counts = {"": sum(f"{name}.txt" in files for name in names)}
@@ -145,4 +145,6 @@ def _read_vot_boxes(path: Path) -> np.ndarray:
         raise ValueError(
             f"{path} ends in frame {len(boxes)}; expected a whole VOT toolkit file"
         ) from None
+    if not boxes:
+        raise ValueError(f"{path} has no frame")
     return np.array(boxes)

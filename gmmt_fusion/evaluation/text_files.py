@@ -55,3 +55,8 @@ def check_names(sequences: Sequence[str]) -> None:
                 f"{other} and {sequence} have the same name; take them one after the other, with a "
                 "folder of results each"
             )
+
+
+def printable(text: str, encoding: str = "utf-8") -> str:
+    """The text, and of names that cannot be shown so the bytes, as in a Python string."""
+    return text.encode(encoding, "backslashreplace").decode(encoding)
