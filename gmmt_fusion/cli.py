@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from .evaluation.box_files import FORMATS
 from .evaluation.layouts import LAYOUTS
 from .evaluation.reports import format_table, write_curves
 from .evaluation.scoring import score_folders
-from .evaluation.text_files import check_folder, printable, read_names
+from .evaluation.text_files import printable, read_names
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -226,7 +227,21 @@ def _noting() -> Iterator[None]:
         yield
 
 
+def _check_output(folder: Path) -> None:
+    """Refuse, before hours of work, a folder that cannot be written to."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(f"{there} is not a folder; give another --out")
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        problem = f"{there} cannot be written to ({error.strerror}); give another --out"
+        raise OSError(problem) from None
+
+
 def _evaluate(options: argparse.Namespace) -> None:
+    _check_output(options.out)
     names = _read_names(options.sequences)
     with _noting():
         scores = score_folders(
@@ -256,6 +271,7 @@ def _track(options: argparse.Namespace) -> None:
         raise ValueError(
             "expected --benchmark and --data, or else --visible, --auxiliary and --box"
         )
+    _check_output(options.out)
     from .evaluation.sequences import open_pair, open_sequences
     from .evaluation.trackers import load_tracker
     from .evaluation.tracking import track_folder
@@ -294,8 +310,7 @@ def _draw_figures(options: argparse.Namespace) -> None:
     figures.check_packages()
     check_whole_number("--frames", options.frames, 5)
     check_whole_number("--seed", options.seed, 0, 2**32 - 1)
-    if options.out.exists():
-        check_folder(options.out)
+    _check_output(options.out)
     with _noting():
         sequences = open_sequences(options.data, options.benchmark, _read_names(options.sequences))
     results = figures.read_tracked(options.results, options.benchmark, sequences)

@@ -32,13 +32,16 @@ def read_image(path: Path) -> np.ndarray:
         of 8 bits.
     """
     cv2 = import_opencv()
-    # the pixels as they are: those of 16 bits are not silently cut to 8
-    image = _decode(path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    # the pixels as they are: those of 16 bits are not silently cut to 8; grey ones of 32 bits are
+    # only decoded unchanged
+    image = _decode(path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH, cv2.IMREAD_UNCHANGED)
     if image.dtype != np.uint8:
         raise ValueError(
             f"{path} has {image.dtype} pixels; give --depth if they are millimetres, or convert "
             "the images to 8 bits"
         )
+    if image.ndim != 3 or image.shape[2] != 3:
+        raise OSError(f"{path} cannot be read as an image of colours")
     return image
 
 
@@ -59,21 +62,23 @@ def read_depth(path: Path) -> np.ndarray:
     return depth
 
 
-def _decode(path: Path, flags: int) -> np.ndarray:
+def _decode(path: Path, *ways: int) -> np.ndarray:
+    """The image by the first of OpenCV's flags by which it is one."""
     cv2 = import_opencv()
     if path.exists() and not path.is_file():  # a pipe, say, on which one would wait for ever
         raise OSError(f"{path} is no file")
     data = path.read_bytes()
     if problem := _find_problem(data):
         raise OSError(f"{path} cannot be read as an image: {problem}")
-    try:
-        # from bytes: OpenCV opens no name that is not UTF-8, and shows half of some files
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error:  # a header that claims too much, or nonsense
-        image = None
-    if image is None:
-        raise OSError(f"{path} cannot be read as an image; it is damaged, or of another kind")
-    return np.asarray(image)
+    for flags in ways:
+        try:
+            # from bytes: OpenCV opens no name that is not UTF-8, and shows half of some files
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        except cv2.error:  # a header that claims too much, or nonsense
+            image = None
+        if image is not None:
+            return np.asarray(image)
+    raise OSError(f"{path} cannot be read as an image; it is damaged, or of another kind")
 
 
 def _find_problem(data: bytes) -> str | None:

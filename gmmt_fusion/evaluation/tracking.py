@@ -16,7 +16,7 @@ import torch
 from ..files import differences, own_folder, write_atomically
 from .box_files import read_boxes
 from .sequences import TrackingSequence
-from .text_files import check_names
+from .text_files import check_names, printable
 from .trackers import CONFIDENCE_KEYS, find_confidence, find_family, hash_networks
 from .videos import write_video
 
@@ -138,7 +138,7 @@ def _track_missing(
     with tqdm(total=total, unit="frame", disable=not progress) as bar:
         for sequence in sequences:
             name, video = sequence.name, folder / "videos" / f"{sequence.name}.mp4"
-            bar.set_description(name)
+            bar.set_description(printable(name))
             if name not in done:
                 once = note if confidence and not taken else None
                 boxes, confidences, seconds = run(tracker, sequence, bar.update, once)
