@@ -297,7 +297,7 @@ def _track(options: argparse.Namespace) -> None:
     frames, seconds = (sum(column) for column in zip((0, 0.0), *times.values(), strict=True))
     rate = ", all were there"
     if times:
-        rate = f": {frames} frames, {frames / seconds:.1f} frames/s in the tracker"
+        rate = f": {frames} frames, {frames / max(seconds, 1e-9):.1f} frames/s in the tracker"
     _print(f"tracked {len(times)} of {len(sequences)} sequences{rate}; look into {options.out}")
 
 

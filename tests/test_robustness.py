@@ -22,7 +22,9 @@ from gmmt_fusion.cli import main
 from gmmt_fusion.evaluation.attributes import read_attributes
 from gmmt_fusion.evaluation.layouts import LAYOUTS
 from gmmt_fusion.evaluation.scoring import score_folders
+from gmmt_fusion.evaluation.sequences import open_sequence
 from gmmt_fusion.evaluation.trackers import load_tracker
+from gmmt_fusion.evaluation.tracking import track_folder
 
 
 @pytest.fixture(autouse=True)
@@ -110,6 +112,13 @@ def test_an_output_that_cannot_be_is_refused_before_the_work(tmp_path, capsys, c
     assert not Follower.images
 
 
+@pytest.mark.parametrize("box", [None, "far", [1, "a", 2, 3], {}, [[1, 2], [3]], [1, 2, 3]])
+def test_what_is_no_box_is_shown(tmp_path, capsys, monkeypatch, box):
+    monkeypatch.setattr(Follower, "track", lambda self, image: {"target_bbox": box})
+    assert track(write_dataset(tmp_path / "data"), tmp_path / "out") == 2
+    assert "a, frame 2: the tracker's box is" in complaint(capsys)
+
+
 @pytest.mark.parametrize("seed", ["-1", str(2**70)])
 def test_seeds_that_no_generator_takes(tmp_path, capsys, seed):
     arguments = ["--tracker", "tiny_trackers:Follower", "--benchmark", "lasher", "--seed", seed]
@@ -175,6 +184,14 @@ def test_a_second_writer_is_refused(tmp_path, capsys):
     assert f"another process tracks in {out}" in complaint(capsys)
     assert not list(out.glob("*.txt")) and not Follower.images
     assert track(data, out) == 0
+
+
+def test_two_sequences_of_one_name_are_refused(tmp_path):
+    data = write_dataset(tmp_path)
+    sequences = [open_sequence(data / "a"), open_sequence(data / "a")]
+    with pytest.raises(ValueError, match="the first is 'a'"):
+        track_folder(Follower(), sequences, tmp_path / "out", {})
+    assert not (tmp_path / "out").exists()
 
 
 def test_names_that_are_no_utf_8(tmp_path, capsys):

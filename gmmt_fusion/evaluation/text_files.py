@@ -38,11 +38,12 @@ def list_folder(path: Path, suffix: str = "") -> list[Path]:
 
     hidden files, `._name` of resource forks among them, and `__MACOSX`.
     """
-    return sorted(
+    entries = (
         entry
         for entry in path.iterdir()
         if entry.name.endswith(suffix) and not entry.name.startswith((".", "__MACOSX"))
     )
+    return sorted(entries, key=lambda entry: entry.name)
 
 
 def check_names(sequences: Sequence[str]) -> None:

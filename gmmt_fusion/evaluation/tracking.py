@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from ..files import differences, own_folder, write_atomically
 from .box_files import read_boxes
 from .sequences import TrackingSequence
-from .text_files import check_names, printable
+from .text_files import printable
 from .trackers import CONFIDENCE_KEYS, find_confidence, find_family, hash_networks
 from .videos import write_video
 
@@ -109,7 +110,11 @@ def track_folder(
         holds results of other settings, weights or frames; or as `run`.
     """
     folder = Path(folder)
-    check_names([sequence.name for sequence in sequences])
+    if twice := [name for name, n in Counter(s.name for s in sequences).items() if n > 1]:
+        raise ValueError(
+            f"{len(twice)} names are of more than one sequence, the first is {twice[0]!r}; track "
+            "them one after the other, with a folder each"
+        )
     with own_folder(folder, "tracks", "videos"):
         there = [s for s in sequences if (folder / f"{s.name}.txt").is_file()]
         _claim(folder, {**settings, "weights": hash_networks(tracker)}, bool(there))
@@ -164,7 +169,13 @@ def _read_output(out: object, key: str, tracker: str, place: str) -> tuple[np.nd
     if not isinstance(out, Mapping) or key not in out:
         found = list(out) if isinstance(out, Mapping) else type(out).__name__
         raise ValueError(f"{tracker}.track returned {found}; expected a dict with {key!r}")
-    box: np.ndarray = torch.as_tensor(out[key]).detach().cpu().double().reshape(-1).numpy()
+    try:
+        given = torch.as_tensor(out[key])
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(
+            f"{place}: the tracker's box is {out[key]!r}; expected four finite numbers"
+        ) from None
+    box: np.ndarray = given.detach().cpu().double().reshape(-1).numpy()
     if len(box) != 4 or not np.isfinite(box).all():
         raise ValueError(
             f"{place}: the tracker's box is {box.tolist()}; expected four finite numbers"
