@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tiny_dataset import make_image, write_clip
 
-from gmmt_fusion.evaluation.frames import Video, openable
+from gmmt_fusion.evaluation.frames import Video, _check_pixels, openable
 from gmmt_fusion.evaluation.images import read_depth, read_image
 from gmmt_fusion.evaluation.sequences import open_pair
 from gmmt_fusion.evaluation.videos import round_rate
@@ -147,8 +147,29 @@ def test_grey_video_of_16_bits_is_refused(tmp_path):
     for frame in range(3):
         writer.write(np.full((48, 64), 300 * frame, np.uint16))
     writer.release()
-    with pytest.raises(ValueError, match=r"deep\.mkv holds pixels of more than 8 bits"):
+    with pytest.raises(ValueError, match=r"deep\.mkv holds pixels of 16 bits"):
         Video(path)
+
+
+@pytest.mark.parametrize(
+    ("tag", "refused", "told"),
+    [
+        (b"I420", False, False),
+        (b"Y800", False, False),
+        (b"BGR\x18", False, False),
+        (b"\0\0\0\0", False, False),
+        (b"Y3\x0b\x0a", False, True),  # yuv420p10
+        (b"Y1\0\x0c", True, False),  # gray12
+        (b"\x10\0001Y", True, False),  # gray16, big-endian
+    ],
+)
+def test_bits_of_a_video(tag, refused, told, recwarn):
+    try:
+        _check_pixels("a.mkv", int.from_bytes(tag, "little"))
+        assert not refused
+    except ValueError:
+        assert refused
+    assert bool(list(recwarn)) == told
 
 
 @pytest.mark.parametrize(

@@ -186,6 +186,13 @@ def test_a_second_writer_is_refused(tmp_path, capsys):
     assert track(data, out) == 0
 
 
+def test_a_tracker_that_diverges_is_drawn_and_resumed(tmp_path, monkeypatch):
+    monkeypatch.setattr(Follower, "track", lambda self, image: {"target_bbox": [-1e30, 1, 1e30, 2]})
+    data = write_dataset(tmp_path / "data")
+    for _ in range(2):  # what is written can be read
+        assert track(data, tmp_path / "out", "--video") == 0
+
+
 def test_two_sequences_of_one_name_are_refused(tmp_path):
     data = write_dataset(tmp_path)
     sequences = [open_sequence(data / "a"), open_sequence(data / "a")]

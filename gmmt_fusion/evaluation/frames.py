@@ -214,10 +214,19 @@ def _open_capture(path: Path) -> Iterator[Any]:  # OpenCV's
 
 
 def _check_pixels(path: Path, tag: int) -> None:
-    """Refuse grey pixels of more than 8 bits, FFmpeg's tags "Y1" and a byte of the depth."""
+    """Refuse grey pixels of more than 8 bits, of which OpenCV would keep 8; warn of colours.
+
+    FFmpeg's tags of those formats are a letter, their planes, and a byte of the bits.
+    """
     code = tag.to_bytes(4, "little") if 0 <= tag < 1 << 32 else b""
-    if (code.startswith(b"Y1\0") and code[3] > 8) or (code.endswith(b"\x001Y") and code[0] > 8):
+    if code[-1:] == b"Y":  # big-endian
+        code = code[::-1]
+    if code[:1] != b"Y" or not 8 < code[3] <= 16:
+        return
+    text = f"{path} holds pixels of {code[3]} bits, of which OpenCV keeps 8"
+    if code[1:2] == b"1":
         raise ValueError(
-            f"{path} holds pixels of more than 8 bits, of which OpenCV would keep 8; export the "
-            "frames as images of 8 bits, or of 16 with --depth if they are millimetres"
+            f"{text}; export the frames as images of 8 bits, or of 16 with --depth if they are "
+            "millimetres"
         )
+    warnings.warn(text, stacklevel=4)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ..files import differences, own_folder, write_atomically
-from .box_files import read_boxes
+from .box_files import MOST, read_boxes
 from .sequences import TrackingSequence
 from .text_files import printable
 from .trackers import CONFIDENCE_KEYS, find_confidence, find_family, hash_networks
@@ -176,7 +176,7 @@ def _read_output(out: object, key: str, tracker: str, place: str) -> tuple[np.nd
             f"{place}: the tracker's box is {out[key]!r}; expected four finite numbers"
         ) from None
     box: np.ndarray = given.detach().cpu().double().reshape(-1).numpy()
-    if len(box) != 4 or not np.isfinite(box).all():
+    if len(box) != 4 or not (np.abs(box) < MOST).all():  # as they are read
         raise ValueError(
             f"{place}: the tracker's box is {box.tolist()}; expected four finite numbers"
         )

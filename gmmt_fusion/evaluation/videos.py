@@ -16,6 +16,7 @@ from .images import import_opencv
 from .sequences import TrackingSequence
 
 MOST_TICKS, LEAST_RATE = 65535, 0.01
+FAR = 1e5  # pixels, outside of any image
 # BGR; the first is Okabe and Ito's vermilion
 ORANGE, WHITE, BLACK = (0, 94, 213), (255, 255, 255), (0, 0, 0)
 
@@ -111,7 +112,8 @@ def _draw_frames(sequence: TrackingSequence, boxes: np.ndarray) -> Iterator[np.n
 def _draw_box(image: np.ndarray, box: np.ndarray, colour: tuple[int, int, int], width: int) -> None:
     if np.isfinite(box).all():
         cv2 = import_opencv()
-        x, y, right, bottom = (round(float(v)) for v in (*box[:2], *(box[:2] + box[2:])))
+        corners = np.clip([*box[:2], *(box[:2] + box[2:])], -FAR, FAR)  # OpenCV's are integers
+        x, y, right, bottom = (round(float(v)) for v in corners)
         cv2.rectangle(image, (x, y), (right, bottom), colour, width, cv2.LINE_AA)
 
 
