@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
+import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from .evaluation.box_files import FORMATS
 from .evaluation.layouts import LAYOUTS
 from .evaluation.reports import format_table, write_curves
 from .evaluation.scoring import score_folders
-from .evaluation.text_files import read_names
+from .evaluation.text_files import printable, read_names
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -27,8 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = make_parser().parse_args(arguments)
     try:
         options.run(options)
-    except (OSError, ValueError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (OSError, ValueError, ImportError, MemoryError) as error:
+        _print(f"error: {error or 'out of memory'}", sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -206,26 +208,60 @@ def _read_names(path: Path | None) -> list[str] | None:
     return read_names(path) if path else None
 
 
+def _print(text: str, file: TextIO | None = None) -> None:
+    """Print a line, whatever the terminal can show."""
+    file = file or sys.stdout
+    print(printable(text, getattr(file, "encoding", None) or "utf-8"), file=file)
+
+
+def _note(text: object) -> None:
+    _print(f"note: {text}", sys.stderr)
+
+
+@contextlib.contextmanager
+def _noting() -> Iterator[None]:
+    """Print warnings as notes, each when it comes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = lambda message, *_, **__: _note(message)
+        yield
+
+
+def _check_output(folder: Path) -> None:
+    """Refuse, before hours of work, a folder that cannot be written to."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(f"{there} is not a folder; give another --out")
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        problem = f"{there} cannot be written to ({error.strerror}); give another --out"
+        raise OSError(problem) from None
+
+
 def _evaluate(options: argparse.Namespace) -> None:
+    _check_output(options.out)
     names = _read_names(options.sequences)
-    scores = score_folders(
-        options.results,
-        options.truth,
-        options.benchmark,
-        sequences=names,
-        attributes=options.attributes,
-        format=options.format,
-    )
+    with _noting():
+        scores = score_folders(
+            options.results,
+            options.truth,
+            options.benchmark,
+            sequences=names,
+            attributes=options.attributes,
+            format=options.format,
+        )
     for tracker, score in scores.items():
         for note in score.notes:
-            print(f"note: {tracker}: {note}", file=sys.stderr)
+            _note(f"{tracker}: {note}")
     count = len(next(iter(scores.values())).sequences)
-    print(f"{options.benchmark}, {count} sequences, in percent")
-    print(format_table({tracker: score.numbers for tracker, score in scores.items()}, "tracker"))
+    _print(f"{options.benchmark}, {count} sequences, in percent")
+    _print(format_table({tracker: score.numbers for tracker, score in scores.items()}, "tracker"))
     for tracker, score in scores.items() if options.attributes else ():
-        print("\n" + format_table(score.attributes, tracker))
+        _print("\n" + format_table(score.attributes, tracker))
     written = write_curves(scores, options.out, options.benchmark)
-    print("\nwrote " + ", ".join(map(str, written)))
+    _print("\nwrote " + ", ".join(map(str, written)))
 
 
 def _track(options: argparse.Namespace) -> None:
@@ -235,22 +271,20 @@ def _track(options: argparse.Namespace) -> None:
         raise ValueError(
             "expected --benchmark and --data, or else --visible, --auxiliary and --box"
         )
+    _check_output(options.out)
     from .evaluation.sequences import open_pair, open_sequences
     from .evaluation.trackers import load_tracker
     from .evaluation.tracking import track_folder
 
     given = ("tracker", "fusion", "benchmark", "data", "visible", "auxiliary", "depth", "box")
     settings = {name: str(value) for name in given if (value := getattr(options, name))}
-    with warnings.catch_warnings(record=True) as notes:
-        warnings.simplefilter("always", UserWarning)
+    with _noting():
         if options.benchmark:
             names = _read_names(options.sequences)
             sequences = open_sequences(options.data, options.benchmark, names)
         else:
             sequences = [open_pair(*own, depth=options.depth)]
         tracker = load_tracker(options.tracker, options.fusion)
-    for note in notes:
-        print(f"note: {note.message}", file=sys.stderr)
     times = track_folder(
         tracker,
         sequences,
@@ -258,12 +292,13 @@ def _track(options: argparse.Namespace) -> None:
         settings,
         confidence=bool(options.benchmark) and LAYOUTS[options.benchmark].long_term,
         videos=options.video or not options.benchmark,
+        note=_note,
     )
     frames, seconds = (sum(column) for column in zip((0, 0.0), *times.values(), strict=True))
     rate = ", all were there"
     if times:
-        rate = f": {frames} frames, {frames / seconds:.1f} frames/s in the tracker"
-    print(f"tracked {len(times)} of {len(sequences)} sequences{rate}; look into {options.out}")
+        rate = f": {frames} frames, {frames / max(seconds, 1e-9):.1f} frames/s in the tracker"
+    _print(f"tracked {len(times)} of {len(sequences)} sequences{rate}; look into {options.out}")
 
 
 def _draw_figures(options: argparse.Namespace) -> None:
@@ -274,7 +309,10 @@ def _draw_figures(options: argparse.Namespace) -> None:
 
     figures.check_packages()
     check_whole_number("--frames", options.frames, 5)
-    sequences = open_sequences(options.data, options.benchmark, _read_names(options.sequences))
+    check_whole_number("--seed", options.seed, 0, 2**32 - 1)
+    _check_output(options.out)
+    with _noting():
+        sequences = open_sequences(options.data, options.benchmark, _read_names(options.sequences))
     results = figures.read_tracked(options.results, options.benchmark, sequences)
     for line in figures.draw_figures(
         load_tracker(options.tracker, options.fusion),
@@ -286,4 +324,4 @@ def _draw_figures(options: argparse.Namespace) -> None:
         steps=options.steps,
         seed=options.seed,
     ):
-        print(line)
+        _print(line)

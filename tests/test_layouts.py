@@ -17,8 +17,11 @@ from gmmt_fusion.evaluation.layouts import (
 from gmmt_fusion.evaluation.protocols import PROTOCOLS
 
 
-def test_the_table_has_six_layouts_and_their_protocols():
-    assert list(LAYOUTS) == ["gtot", "rgbt234", "lasher", "rgbd1k", "depthtrack", "vot-lt"]
+def test_the_table_has_nine_layouts_and_their_protocols():
+    assert list(LAYOUTS) == [
+        *("gtot", "rgbt234", "lasher", "rgbd1k", "depthtrack", "vot-lt"),
+        *("vot-rgbt", "vtuav", "visevent"),
+    ]
     assert {layout.protocol for layout in LAYOUTS.values()} == set(PROTOCOLS)
     with pytest.raises(ValueError, match=r"otb.*gtot.*vot-lt"):
         get_layout("otb")

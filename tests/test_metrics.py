@@ -255,7 +255,12 @@ def test_longer_results_are_cut_and_said_aloud(protocol):
             r"results\['a'\] has shape \(1, 3\); expected \(N, 4\)",
         ),
         ({"a": np.zeros((0, 4))}, {"a": [BOX]}, {}, r"shape \(0, 4\)"),
-        ({"a": [BOX, NAN]}, {"a": [BOX] * 2}, {}, r"results\['a'\]\[1\] is \[nan"),
+        (
+            {"a": [BOX, NAN]},
+            {"a": [BOX] * 2},
+            {"protocol": "rgbt234"},
+            r"results\['a'\]\[1\] is \[nan",
+        ),
         ({"a": [BOX]}, {"a": [NAN]}, {"protocol": "gtot"}, r"truth\['a'\]\[0\] is \[nan"),
         ({"a": [BOX]}, {"a": ([BOX], [BOX])}, {}, "2 modalities .* takes 1"),
         ({"a": [BOX]}, {"a": ([BOX], [BOX] * 2)}, {"protocol": "rgbt234"}, r"\[1, 2\] boxes"),
@@ -353,5 +358,5 @@ def test_published_numbers_of_published_results(shipped, protocol, folder, publi
 
 
 def test_protocols_are_named_once():
-    assert set(PROTOCOLS) == {*SHORT_TERM, "vot-lt"}
+    assert set(PROTOCOLS) == {*SHORT_TERM, "visevent", "vot-lt"}
     assert [name for name, protocol in PROTOCOLS.items() if protocol.long_term] == ["vot-lt"]

@@ -121,7 +121,8 @@ def read_sequence(folder: str | Path) -> RGBTSequence:
         and isinstance(found.visible, Images)
         and isinstance(found.auxiliary, Images)
     )
-    counts = [len(found.visible), len(found.auxiliary), len(found.truth)]
+    streams = (found.visible, found.auxiliary)  # aligned, and so equally long
+    counts = [*(len(Images(part.paths[0].parent)) for part in streams), len(found.truth)]
     # real recordings often lack the last frame of one modality; more than that is a damaged
     # sequence
     if max(counts) - min(counts) > 1:
@@ -129,8 +130,7 @@ def read_sequence(folder: str | Path) -> RGBTSequence:
         raise ValueError(f"{folder}: {frames}; expected equal numbers")
     length = min(len(found), len(found.truth))
     visible, infrared = (
-        Frames(length, lambda i, part=part: part[min(i, len(part) - 1)])
-        for part in (found.visible, found.auxiliary)
+        Frames(length, lambda i, part=part: part[min(i, len(part) - 1)]) for part in streams
     )
     return RGBTSequence(
         found.name, visible, infrared, found.truth[:length], _attributes(Path(folder))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from .text_files import check_folder, read_lines, read_names
+from .text_files import check_folder, list_folder, read_lines, read_names
 
 TABLE_ATTRIBUTES = ("OCC", "LSV", "FM", "LI", "HI", "TC", "SO", "DEF")  # GTOT's table names none
 SEQUENCES, ORDER = "SequencesName.txt", "Attributes_order.txt"
@@ -29,7 +29,7 @@ def read_attributes(path: str | Path) -> dict[str, set[str]]:
             if (words := line.split())
         ]
         return _group(TABLE_ATTRIBUTES, rows)
-    files = sorted(check_folder(path).glob("*.txt"))
+    files = list_folder(check_folder(path), ".txt")
     rows = [
         (file.stem, _read_words(file), str(file))
         for file in files

@@ -5,13 +5,21 @@ Frames are (H, W, 3) uint8 in RGB order, read one at a time.
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import os
 import re
+import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from .images import import_opencv, read_depth, read_image
+from .pairing import order_without_gaps, pair_names, pair_times
+from .text_files import list_folder
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff")
 RATE = 25.0  # frames/s of the videos made of images, which do not say theirs
@@ -33,11 +41,7 @@ class Images:
     def __init__(self, folder: Path, depth: bool = False) -> None:
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder} is not a folder of images")
-        paths = [
-            path
-            for path in folder.iterdir()
-            if path.suffix.lower() in SUFFIXES and path.name[0] != "."
-        ]
+        paths = [path for path in list_folder(folder) if path.suffix.lower() in SUFFIXES]
         if not paths:
             raise FileNotFoundError(f"{folder} has no images; expected {', '.join(SUFFIXES)}")
         # by number: not all data sets pad their numbers
@@ -50,59 +54,125 @@ class Images:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        cv2, path = import_opencv(), self.paths[index]
-        eight_or_more = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH  # bits: 16 are not silently cut to 8
-        image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED if self.depth else eight_or_more)
-        if image is None:
-            raise OSError(f"{path} cannot be read as an image")
-        if image.dtype != np.uint8 and not self.depth:
-            raise ValueError(
-                f"{path} has {image.dtype} pixels; give --depth if they are millimetres, or "
-                "convert the images to 8 bits"
-            )
-        return np.ascontiguousarray((colour_map(image) if self.depth else image)[..., ::-1])
+        path = self.paths[index]
+        image = colour_map(read_depth(path)) if self.depth else read_image(path)
+        return np.ascontiguousarray(image[..., ::-1])
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return (self[index] for index in range(len(self)))
+
+    def select(self, indices: Sequence[int]) -> Images:
+        """The images at these places."""
+        chosen = copy.copy(self)
+        chosen.paths = [self.paths[index] for index in indices]
+        return chosen
 
 
 class Video:
     """The frames of a video file; as many as can be read, with a warning where it announces more.
 
+    Attributes:
+        times: (N,), seconds since the first frame.
+
     Raises:
-        OSError: the file is no video, or no frame of it can be read.
+        OSError: the file is no video, or no frame of it can be read. ValueError: it holds more than
+        8 bits of one channel, which OpenCV would cut to 8.
     """
 
     depth = False
 
     def __init__(self, path: Path) -> None:
-        self.path, capture, cv2 = path, _open_capture(path), import_opencv()
-        announced = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        self.rate: float = capture.get(cv2.CAP_PROP_FPS) or RATE
-        self.length = 0
-        while capture.grab():  # what the header says is often wrong by a few frames
-            self.length += 1
-        capture.release()
-        if not self.length:
+        self.path, cv2 = path, import_opencv()
+        times = []
+        with _open_capture(path) as capture:
+            announced = capture.get(cv2.CAP_PROP_FRAME_COUNT)
+            rate = float(capture.get(cv2.CAP_PROP_FPS))
+            _check_pixels(path, int(capture.get(cv2.CAP_PROP_CODEC_PIXEL_FORMAT)))
+            while capture.grab():  # what the header says is often wrong by a few frames
+                times.append(capture.get(cv2.CAP_PROP_POS_MSEC) / 1000)
+        if not times:
             raise OSError(f"{path} has no frame that can be read")
-        if self.length < announced:
+        self.rate = rate if np.isfinite(rate) and rate > 0 else RATE
+        self.times = np.array(times) - times[0]
+        if not (np.diff(self.times) > 0).all():  # also where they are NaN
+            self.times = np.arange(len(times)) / self.rate
+        self.indices: Sequence[int] = range(len(times))
+        if len(times) < announced:
             warnings.warn(
-                f"{path} announces {announced} frames, and {self.length} can be read", stacklevel=3
+                f"{path} announces {int(announced)} frames, and {len(times)} can be read",
+                stacklevel=3,
             )
 
     def __len__(self) -> int:
-        return self.length
+        return len(self.indices)
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        capture = _open_capture(self.path)
-        try:
-            for number in range(1, self.length + 1):
-                read, frame = capture.read()
+        with _open_capture(self.path) as capture:
+            at = -1
+            for index in self.indices:
+                while at < index:
+                    at += 1
+                    if not capture.grab():
+                        raise OSError(f"{self.path}, frame {at + 1} cannot be read")
+                read, frame = capture.retrieve()
                 if not read:
-                    raise OSError(f"{self.path}, frame {number} cannot be read")
+                    raise OSError(f"{self.path}, frame {at + 1} cannot be read")
                 yield np.ascontiguousarray(frame[..., ::-1])
-        finally:
-            capture.release()
+
+    def select(self, indices: Sequence[int]) -> Video:
+        """The frames at these places, in order."""
+        chosen = copy.copy(self)
+        chosen.indices = [self.indices[index] for index in indices]
+        chosen.times = self.times[list(indices)]
+        return chosen
+
+
+def align(
+    visible: Images | Video, auxiliary: Images | Video
+) -> tuple[Images | Video, Images | Video, list[str]]:
+    """Both streams with equally many frames, each a pair, and notes on what was done.
+
+    Images are paired by the numbers in their names, videos by time where they do not run in step.
+    Recordings often lack a modality's last frame: the one before it stands in. Where more are
+    missing at the end, the pairs are as many as the shorter modality has.
+
+    Raises:
+        ValueError: a frame has no partner; see `pairing`.
+    """
+    notes = []
+    lengths = [len(visible), len(auxiliary)]
+    orders: list[Sequence[int]] = [range(length) for length in lengths]
+    if isinstance(visible, Images) and isinstance(auxiliary, Images):
+        *orders, offset = pair_names(visible.paths, auxiliary.paths)
+        if offset:
+            notes.append(
+                f"has numbers with an offset: visible image n is paired with auxiliary image n "
+                f"{'+' if offset > 0 else '-'} {abs(offset)}"
+            )
+    elif isinstance(visible, Video) and isinstance(auxiliary, Video):
+        nearest = pair_times(visible.times, auxiliary.times)
+        if nearest is not None:
+            notes.append(
+                f"has {lengths[0]} visible frames at {visible.rate:g}/s and {lengths[1]} auxiliary "
+                f"ones at {auxiliary.rate:g}/s; paired by time, the first {len(nearest)} visible "
+                "ones each with the auxiliary one that is nearest"
+            )
+            return visible.select(range(len(nearest))), auxiliary.select(nearest), notes
+    else:
+        orders = [
+            order_without_gaps(stream.paths) if isinstance(stream, Images) else range(len(stream))
+            for stream in (visible, auxiliary)
+        ]
+    shorter, longer = sorted(lengths)
+    length = longer if longer - shorter == 1 else shorter
+    if shorter < longer:
+        cut = length == shorter
+        treatment = "cut to the first" if cut else "the last stands in for the missing one of"
+        notes.append(
+            f"has {lengths[0]} visible and {lengths[1]} auxiliary frames; {treatment} {length}"
+        )
+    chosen = [[*order, order[-1]][:length] for order in orders]
+    return visible.select(chosen[0]), auxiliary.select(chosen[1]), notes
 
 
 def colour_map(depth: np.ndarray) -> np.ndarray:
@@ -117,17 +187,46 @@ def colour_map(depth: np.ndarray) -> np.ndarray:
     return np.asarray(cv2.applyColorMap(np.asarray(scaled, dtype=np.uint8), cv2.COLORMAP_JET))
 
 
-def import_opencv() -> Any:  # a module of another library, imported when it is first needed
-    """OpenCV, or an ImportError that says how to install it."""
+@contextlib.contextmanager
+def openable(path: Path) -> Iterator[str]:
+    """A name of a file, there or not, with which OpenCV neither crashes nor takes it for a URL."""
+    name = str(path.absolute())
+    if name.isascii() and "%" not in name:
+        yield name
+        return
+    suffix = path.suffix if path.suffix.isascii() and "%" not in path.suffix else ""
+    with tempfile.TemporaryDirectory() as folder:
+        link = os.path.join(folder, f"video{suffix}")
+        os.symlink(path.absolute(), link)
+        yield link
+
+
+@contextlib.contextmanager
+def _open_capture(path: Path) -> Iterator[Any]:  # OpenCV's
+    with openable(path) as name:
+        capture = import_opencv().VideoCapture(name)
     try:
-        import cv2
-    except ImportError as error:
-        raise ImportError("tracking needs OpenCV; pip install 'gmmt-fusion[track]'") from error
-    return cv2
+        if not capture.isOpened():
+            raise OSError(f"{path} cannot be read as a video")
+        yield capture
+    finally:
+        capture.release()
 
 
-def _open_capture(path: Path) -> Any:  # OpenCV's
-    capture = import_opencv().VideoCapture(str(path))
-    if not capture.isOpened():
-        raise OSError(f"{path} cannot be read as a video")
-    return capture
+def _check_pixels(path: Path, tag: int) -> None:
+    """Refuse grey pixels of more than 8 bits, of which OpenCV would keep 8; warn of colours.
+
+    FFmpeg's tags of those formats are a letter, their planes, and a byte of the bits.
+    """
+    code = tag.to_bytes(4, "little") if 0 <= tag < 1 << 32 else b""
+    if code[-1:] == b"Y":  # big-endian
+        code = code[::-1]
+    if code[:1] != b"Y" or not 8 < code[3] <= 16:
+        return
+    text = f"{path} holds pixels of {code[3]} bits, of which OpenCV keeps 8"
+    if code[1:2] == b"1":
+        raise ValueError(
+            f"{text}; export the frames as images of 8 bits, or of 16 with --depth if they are "
+            "millimetres"
+        )
+    warnings.warn(text, stacklevel=4)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .protocols import PROTOCOLS, LongTerm, ShortTerm
+from .protocols import PROTOCOLS, LongTerm, ShortTerm, mark_empty
 
 __all__ = ["PROTOCOLS", "Curve", "Scores", "Truth", "evaluate"]
 
@@ -170,15 +170,17 @@ def _score_short_term(
                 f"truth[{name!r}] has {len(truths)} modalities of {lengths} boxes; protocol "
                 f"{protocol!r} takes {' or '.join(map(str, spec.modalities))}, equally long"
             )
-        boxes = _check_boxes(results[name], f"results[{name!r}]")
-        extra[name] = _count_extra(name, boxes, lengths[0])
-        frames = spec.score_frames(boxes[: lengths[0]], truths)
+        boxes = _check_boxes(results[name], f"results[{name!r}]", nan=spec.repairs)
+        extra[name] = _count_extra(name, boxes, lengths[0], spec.may_lack)
+        length = min(len(boxes), lengths[0])
+        frames = spec.score_frames(boxes[:length], [truth[:length] for truth in truths])
         rates[name] = {
             key: measure.hit(frames[key][None, :], measure.thresholds[:, None]).mean(1)
             for key, measure in spec.measures.items()
         }
-        weights[name] = lengths[0] if spec.pool_frames else 1
+        weights[name] = length if spec.pool_frames else 1
     _note_longer(extra, "the last ones were cut off, as the official kit does", notes)
+    _note_shorter(extra, notes)
 
     def pool(names: Sequence[str]) -> tuple[dict[str, float], dict[str, Curve]]:
         curves, numbers, weight = {}, {}, [weights[name] for name in names]
@@ -201,7 +203,9 @@ def _score_long_term(
 ) -> _Pool:
     boxes, targets, scores, extra = {}, {}, {}, {}
     for name, given in truth.items():
-        target = _check_boxes(_modalities(given)[0], f"truth[{name!r}]", nan=spec.absence)
+        target = mark_empty(
+            _check_boxes(_modalities(given)[0], f"truth[{name!r}]", nan=spec.absence)
+        )
         if np.isnan(target).any(1).all():
             raise ValueError(
                 f"truth[{name!r}] has the target in no frame, so that there is no recall"
@@ -283,21 +287,35 @@ def _modalities(truth: Truth) -> tuple[np.ndarray, ...]:
     return truth if isinstance(truth, tuple) else (truth,)
 
 
-def _count_extra(name: str, boxes: np.ndarray, length: int) -> int:
-    if len(boxes) < length:
+def _count_extra(name: str, boxes: np.ndarray, length: int, may_lack: int = 0) -> int:
+    if len(boxes) < length - may_lack:
+        allowed = (
+            f"at most {may_lack} may be missing" if may_lack else "the official kits stop here"
+        )
         raise ValueError(
-            f"results[{name!r}] has {len(boxes)} boxes for {length} frames; the official kits "
-            "stop here too: write one box per frame, the given first one included"
+            f"results[{name!r}] has {len(boxes)} boxes for {length} frames; {allowed}: write one "
+            "box per frame, the given first one included"
         )
     return len(boxes) - length
 
 
 def _note_longer(extra: Mapping[str, int], treatment: str, notes: list[str], most: int = 5) -> None:
     """Note which results outrun their ground truth, by how much, and what was done to them."""
-    longer = [f"{name!r} (by {count})" for name, count in extra.items() if count]
+    longer = [f"{name!r} (by {count})" for name, count in extra.items() if count > 0]
     if longer:
         more = f" and {len(longer) - most} more" if len(longer) > most else ""
         listed = ", ".join(longer[:most]) + more
         notes.append(
             f"{len(longer)} of {len(extra)} results outrun the ground truth; {treatment}: {listed}"
+        )
+
+
+def _note_shorter(extra: Mapping[str, int], notes: list[str]) -> None:
+    """Note which results lack the last frames of the ground truth."""
+    shorter = [name for name, count in extra.items() if count < 0]
+    if shorter:
+        notes.append(
+            f"{len(shorter)} of {len(extra)} results are shorter than the ground truth by "
+            f"{max(-extra[name] for name in shorter)}; the frames that both have were compared: "
+            f"{', '.join(map(repr, shorter[:5]))}{' and more' if len(shorter) > 5 else ''}"
         )

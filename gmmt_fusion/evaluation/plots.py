@@ -14,6 +14,7 @@ import numpy as np
 
 from ..files import write_atomically
 from .metrics import PROTOCOLS, Scores
+from .text_files import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,7 +48,7 @@ def draw_curves(scores: Mapping[str, Scores], path: str | Path) -> Path:
             curve, numbers = score.curves[key], score.numbers
             over = score.curves["recall"].values if long_term else curve.thresholds
             headline = f"F {numbers['F']:.1f}" if long_term else f"{numbers[key]:.1f}"
-            axis.plot(over, curve.values, color=colour, label=f"{tracker} {headline}")
+            axis.plot(over, curve.values, color=colour, label=f"{printable(tracker)} {headline}")
             if long_term:
                 axis.plot(numbers["recall"], numbers["precision"], "o", color=colour)
         axis.set(
@@ -94,13 +95,13 @@ def draw_tracked_frames(
                 _draw_box(axis, truth[index], color="white", linewidth=1.0, linestyle="--")
         axes[0, column].set_title(f"frame {index + 1}", fontsize=9)
     handles = [
-        figure.axes[0].plot([], [], color=colour, label=name)[0]
+        figure.axes[0].plot([], [], color=colour, label=printable(name))[0]
         for name, colour in zip(boxes, _colours(len(boxes)), strict=True)
     ]
     if truth is not None:
         handles.append(figure.axes[0].plot([], [], color="black", linestyle="--", label="truth")[0])
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(printable(title), fontsize=10)
     return _save(figure, path)
 
 
@@ -128,7 +129,7 @@ def draw_feature_maps(
         axis.set_title(name, fontsize=9)
     for axis in axes[0]:
         axis.set_axis_off()
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(printable(title), fontsize=10)
     return _save(figure, path)
 
 
@@ -257,7 +258,7 @@ def draw_sampling_steps(
                 label="their range",
             )
             axis.legend(frameon=False)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(printable(title), fontsize=10)
     return _save(figure, path)
 
 

@@ -51,7 +51,7 @@ def write_curves(scores: Mapping[str, Scores], folder: Path, name: str) -> list[
 
 
 def _write_rows(path: Path, scores: Mapping[str, Scores]) -> None:
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(["tracker", "attribute", "curve", "threshold", "percent"])
         for tracker, score in scores.items():

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 
 from .box_files import read_boxes
 from .layouts import Layout, get_layout
-from .text_files import check_folder, read_lines
+from .text_files import check_folder, check_names, list_folder, read_lines
 
 
 def read_results(
@@ -35,10 +35,16 @@ def read_results(
         OSError: a file is missing. ValueError: a file is no list of boxes or confidences.
     """
     folder, known = check_folder(folder), get_layout(layout)
+    check_names(sequences)
+    stems = {name: PurePath(name).name for name in sequences}  # of p/a, as `track` writes it
     paths = {
-        name: path for name in sequences if known.long_term and (path := _find_vot(folder, name))
+        name: path
+        for name, stem in stems.items()
+        if known.long_term and (path := _find_vot(folder, stem))
     }
-    paths.update(_find_prefixed(folder, [name for name in sequences if name not in paths]))
+    rest = [stem for name, stem in stems.items() if name not in paths]
+    prefixed = _find_prefixed(folder, rest)
+    paths.update({name: prefixed[stem] for name, stem in stems.items() if stem in prefixed})
     missing = [name for name in sequences if name not in paths]
     if missing:
         raise FileNotFoundError(
@@ -65,7 +71,8 @@ def name_trackers(folders: Sequence[Path]) -> dict[str, Path]:
 def _read_result(path: Path, layout: Layout, format: str) -> tuple[np.ndarray, np.ndarray | None]:
     """Boxes (N, 4) and, where there are any, confidences (N,)."""
     if not layout.long_term:
-        return read_boxes(path, format, round_corners=layout.round_corners), None
+        rounded, absence = layout.round_corners, layout.repairs
+        return read_boxes(path, format, round_corners=rounded, nan=absence, codes=False), None
     if path.suffix == ".bin":
         rows = _read_vot_boxes(path)
     else:
@@ -84,7 +91,7 @@ def _read_result(path: Path, layout: Layout, format: str) -> tuple[np.ndarray, n
 
 def _find_prefixed(folder: Path, names: Sequence[str]) -> dict[str, Path]:
     """The files `<prefix><name>.txt` with the one prefix that serves most names."""
-    files = {path.name for path in folder.glob("*.txt")}
+    files = {path.name for path in list_folder(folder, ".txt") if path.is_file()}
     if names and not files:
         raise FileNotFoundError(f"{folder} has no result: no .txt file")
     counts = {"": sum(f"{name}.txt" in files for name in names)}
@@ -138,4 +145,6 @@ def _read_vot_boxes(path: Path) -> np.ndarray:
         raise ValueError(
             f"{path} ends in frame {len(boxes)}; expected a whole VOT toolkit file"
         ) from None
+    if not boxes:
+        raise ValueError(f"{path} has no frame")
     return np.array(boxes)

@@ -34,19 +34,24 @@ def score_folders(
     Raises:
         OSError: a file is missing. ValueError: a file cannot be scored; both name it.
     """
+    known = get_layout(layout)
     boxes_of_truth = read_truth(truth, layout, sequences)
     members = read_attributes(attributes) if attributes else None
     sizes = read_image_sizes(truth, list(boxes_of_truth))
     scores = {}
     for tracker, folder in name_trackers(folders).items():
         boxes, confidences = read_results(folder, layout, list(boxes_of_truth), format)
+        boxes = {
+            name: known.pick_annotated(rows, len(boxes_of_truth[name][0]))
+            for name, rows in boxes.items()
+        }
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the scores' notes say the same
             try:
                 scores[tracker] = evaluate(
                     boxes,
                     boxes_of_truth,
-                    get_layout(layout).protocol,
+                    known.protocol,
                     attributes=members,
                     confidences=confidences,
                     image_sizes=sizes,

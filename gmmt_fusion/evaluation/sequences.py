@@ -5,7 +5,7 @@ Boxes are x, y, w, h in pixels from the top left.
 
 from __future__ import annotations
 
-import itertools
+import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,23 +13,21 @@ from pathlib import Path
 
 import numpy as np
 
-from .frames import Images, Video
-from .layouts import find_sequences, get_layout, guess_layout, read_truth
-from .text_files import check_folder
+from .frames import Images, Video, align
+from .layouts import find_sequences, get_layout, guess_layout, read_start, read_truth
+from .protocols import PROTOCOLS
+from .text_files import check_folder, check_names
 
 
 @dataclass(frozen=True, eq=False)
 class TrackingSequence:
     """Iterates over pairs of frames, visible and auxiliary, (H, W, 3) uint8 in RGB order.
 
-    Recordings often lack a modality's last frame: the one before it stands in. Where more are
-    missing, the pairs are as many as the shorter modality has.
-
     Attributes:
         name: of the sequence, and of its result file.
-        visible, auxiliary: the frames of each modality.
+        visible, auxiliary: the frames of each modality, equally many; see `frames.align`.
         box: (4,), the target's in the first frame.
-        truth: (N, 4), the target's in the visible frames, NaN where it is absent.
+        truth: (N, 4), the target's in the visible frames, NaN where it is absent or not annotated.
     """
 
     name: str
@@ -39,16 +37,11 @@ class TrackingSequence:
     truth: np.ndarray | None = None
 
     def __len__(self) -> int:
-        shorter, longer = sorted((len(self.visible), len(self.auxiliary)))
-        return longer if longer - shorter == 1 else shorter
+        return len(self.visible)
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        pairs = itertools.islice(itertools.zip_longest(self.visible, self.auxiliary), len(self))
-        last: list[np.ndarray] = []
-        for number, pair in enumerate(pairs, 1):
-            visible, auxiliary = last = [
-                last[i] if frame is None else frame for i, frame in enumerate(pair)
-            ]
+        for number, pair in enumerate(zip(self.visible, self.auxiliary, strict=True), 1):
+            visible, auxiliary = pair
             if visible.shape != auxiliary.shape:
                 (h, w), (other_h, other_w) = visible.shape[:2], auxiliary.shape[:2]
                 raise ValueError(
@@ -59,8 +52,6 @@ class TrackingSequence:
 
     def check(self) -> TrackingSequence:
         """The sequence, if its first frames can be read and its box lies in them.
-
-        Warns where the frames of the modalities, or the ground truth, are not equally many.
 
         Raises:
             OSError: a frame cannot be read. ValueError: the box is empty or lies outside.
@@ -77,33 +68,24 @@ class TrackingSequence:
                 f"{self.name}: the box {_show(self.box)} lies outside the first frame of {w}×{h} "
                 "pixels"
             )
-        shorter, longer = sorted((len(self.visible), len(self.auxiliary)))
-        if shorter < longer:
-            cut = len(self) == shorter
-            treatment = "cut to the first" if cut else "the last stands in for the missing one of"
-            warnings.warn(
-                f"{self.name} has {len(self.visible)} visible and {len(self.auxiliary)} auxiliary "
-                f"frames; {treatment} {len(self)}",
-                stacklevel=3,
-            )
-        if self.truth is not None and len(self.truth) > len(self):
-            warnings.warn(
-                f"{self.name} has {len(self.truth)} boxes of ground truth and {len(self)} frames; "
-                "its results will be too short to be scored",
-                stacklevel=3,
-            )
         return self
 
 
 def open_sequences(
     folder: str | Path, layout: str, names: Iterable[str] | None = None
 ) -> list[TrackingSequence]:
-    """The sequences of a benchmark's folder, all of them or `names`; see `open_sequence`."""
+    """The sequences of a benchmark's folder, all of them or `names`; see `open_sequence`.
+
+    Raises:
+        ValueError: none is named, or two of one name in different folders.
+    """
     folder = check_folder(folder)
-    names = find_sequences(folder, layout) if names is None else list(dict.fromkeys(names))
+    names = find_sequences(folder, layout) if names is None else list(names)
     if not names:
         raise ValueError("names has no sequence; expected one or more, or None for all")
-    return [open_sequence(folder / name, layout) for name in names]
+    paths = {Path(os.path.abspath(folder / name)): None for name in names}
+    check_names([str(path) for path in paths])
+    return [open_sequence(path, layout) for path in paths]
 
 
 def open_sequence(folder: str | Path, layout: str | None = None) -> TrackingSequence:
@@ -115,16 +97,27 @@ def open_sequence(folder: str | Path, layout: str | None = None) -> TrackingSequ
 
     Raises:
         OSError: a folder, an image or the ground truth is missing or unreadable.
-        ValueError: the ground truth is no list of boxes, or its first box is none in the image.
+        ValueError: frames have no partner, the ground truth is no list of boxes, or its first box
+        is none in the image.
     """
     folder = check_folder(Path(folder).absolute())
     layout = guess_layout(folder) if layout is None else layout
     known = get_layout(layout)
-    visible, auxiliary = (folder / name for name in known.images)
     truth = read_truth(folder.parent, layout, [folder.name])[folder.name][0]
-    return TrackingSequence(
-        folder.name, Images(visible), Images(auxiliary, known.depth), truth[0], truth
-    ).check()
+    first, second = (folder / name for name in known.images)
+    visible, auxiliary = _align(folder.name, Images(first), Images(second, known.depth))
+    if start := read_start(folder.parent, layout, folder.name):
+        visible, auxiliary = (
+            stream.select(range(start, len(stream))) for stream in (visible, auxiliary)
+        )
+        _warn(f"{folder.name} is tracked from frame {start + 1}, the first with the target")
+    truth = known.spread_truth(truth, len(visible))
+    if len(truth) > len(visible) + PROTOCOLS[known.protocol].may_lack:
+        _warn(
+            f"{folder.name} has {len(truth)} boxes of ground truth and {len(visible)} frames; "
+            "its results will be too short to be scored"
+        )
+    return TrackingSequence(folder.name, visible, auxiliary, truth[0], truth).check()
 
 
 def open_pair(
@@ -143,14 +136,29 @@ def open_pair(
         depth: whether the auxiliary images are depths in millimetres, shown as colour maps.
 
     Raises:
-        OSError: a file is missing or unreadable. ValueError: depths of a video, or a bad box.
+        OSError: a file is missing or unreadable. ValueError: depths of a video, frames without a
+        partner, or a bad box.
     """
-    return TrackingSequence(
-        name or Path(visible).absolute().stem,
-        _open_frames(Path(visible)),
-        _open_frames(Path(auxiliary), depth),
-        np.array(box, dtype=np.float64),
-    ).check()
+    name = name or Path(visible).absolute().stem
+    streams = _align(name, _open_frames(Path(visible)), _open_frames(Path(auxiliary), depth))
+    return TrackingSequence(name, *streams, np.array(box, dtype=np.float64)).check()
+
+
+def _align(
+    name: str, visible: Images | Video, auxiliary: Images | Video
+) -> tuple[Images | Video, Images | Video]:
+    """The aligned streams, with the sequence's name in errors and warnings."""
+    try:
+        visible, auxiliary, notes = align(visible, auxiliary)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    for note in notes:
+        _warn(f"{name} {note}")
+    return visible, auxiliary
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, stacklevel=4)
 
 
 def _open_frames(path: Path, depth: bool = False) -> Images | Video:

@@ -1,6 +1,7 @@
-"""Text files that others wrote, read line by line; every error names the file and the line."""
+"""Text files and folders that others wrote; every error names the file, and the line."""
 
-from pathlib import Path
+from collections.abc import Sequence
+from pathlib import Path, PurePath
 
 
 def read_lines(path: str | Path) -> list[tuple[int, str]]:
@@ -30,3 +31,33 @@ def check_folder(path: str | Path) -> Path:
     if not path.is_dir():
         raise NotADirectoryError(f"{path} is not a folder")
     return path
+
+
+def list_folder(path: Path, suffix: str = "") -> list[Path]:
+    """What lies in a folder and ends in `suffix`, sorted, without what file managers leave there:
+
+    hidden files, `._name` of resource forks among them, and `__MACOSX`.
+    """
+    entries = (
+        entry
+        for entry in path.iterdir()
+        if entry.name.endswith(suffix) and not entry.name.startswith((".", "__MACOSX"))
+    )
+    return sorted(entries, key=lambda entry: entry.name)
+
+
+def check_names(sequences: Sequence[str]) -> None:
+    """Refuse sequences of one name in different folders: there is one result file for each name."""
+    seen: dict[str, str] = {}
+    for sequence in sequences:
+        other = seen.setdefault(PurePath(sequence).name, sequence)
+        if other != sequence:
+            raise ValueError(
+                f"{other} and {sequence} have the same name; take them one after the other, with a "
+                "folder of results each"
+            )
+
+
+def printable(text: str, encoding: str = "utf-8") -> str:
+    """The text, and of names that cannot be shown so the bytes, as in a Python string."""
+    return text.encode(encoding, "backslashreplace").decode(encoding)

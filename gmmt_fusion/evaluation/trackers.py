@@ -10,15 +10,17 @@ import importlib
 import importlib.util
 import inspect
 import json
+import math
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from ..adapters import Adapter, attach
@@ -56,6 +58,22 @@ class Family:
         return np.concatenate([x[..., ::-1] if bgr else x for x, bgr in images], 2)
 
 
+# under which trackers of both families return their confidence, the usual ones first: OSTrack's and
+# SiamBAN's, TransT's, STARK's and MixFormer's, SiamRPN's, pytracking's, …
+CONFIDENCE_KEYS = (
+    "best_score",
+    "max_score",
+    "conf_score",
+    "confidence",
+    "confidence_score",
+    "conf",
+    "object_presence_score",
+    "presence_score",
+    "pred_score",
+    "target_score",
+    "score",
+    "scores",
+)
 OSTRACK = Family("initialize", lambda box: {"init_bbox": box}, "target_bbox", rgb=True)
 PYSOT = Family("init", lambda box: box, "bbox", rgb=False)
 
@@ -71,6 +89,21 @@ def find_family(tracker: Any) -> Family:
     )
 
 
+def find_confidence(out: Mapping[str, object]) -> float:
+    """The confidence in what a tracker returned, under one of `CONFIDENCE_KEYS`; NaN for none."""
+    for key in CONFIDENCE_KEYS:
+        value = out.get(key)
+        if value is None or isinstance(value, str | bytes):
+            continue
+        try:
+            numbers = torch.as_tensor(value).detach().cpu().double().reshape(-1)
+        except (TypeError, ValueError, RuntimeError):  # something else of that name
+            continue
+        if len(numbers) == 1:  # and not a map of scores
+            return float(numbers[0])
+    return math.nan
+
+
 def load_tracker(spec: str, fusion: str | Path | None = None) -> Any:
     """The tracker that a named function returns, with a fusion attached where one is named.
 
@@ -82,7 +115,7 @@ def load_tracker(spec: str, fusion: str | Path | None = None) -> Any:
 
     Raises:
         ValueError, OSError, ImportError: no such function, or what it returns cannot be driven or
-        attached to.
+        attached to. RuntimeError: the function failed.
     """
     place, _, name = str(spec).rpartition(":")
     if not place or not name:
@@ -94,7 +127,12 @@ def load_tracker(spec: str, fusion: str | Path | None = None) -> Any:
         inspect.signature(build).bind()
     except TypeError as error:
         raise ValueError(f"{spec} cannot be called without arguments: {error}") from None
-    tracker = build()
+    try:
+        tracker = build()
+    except (OSError, ImportError):  # says what it lacks
+        raise
+    except Exception as error:  # with its traceback: the mistake is in the tracker
+        raise RuntimeError(f"{spec} failed") from error
     find_family(tracker)
     if fusion is None:
         return tracker

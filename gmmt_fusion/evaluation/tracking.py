@@ -4,29 +4,35 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import torch
 
-from ..files import differences, write_atomically
-from .box_files import read_boxes
+from ..files import differences, own_folder, write_atomically
+from .box_files import MOST, read_boxes
 from .sequences import TrackingSequence
-from .trackers import find_family, hash_networks
+from .text_files import printable
+from .trackers import CONFIDENCE_KEYS, find_confidence, find_family, hash_networks
 from .videos import write_video
 
-SETTINGS = "tracking.json"
+SETTINGS, TIMES = "tracking.json", "times.csv"
 
 
 def run(
     tracker: Any,  # a user's object, see `trackers`
     sequence: TrackingSequence,
     progress: Callable[[], object] | None = None,
+    note: Callable[[str], object] | None = None,
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """Track one target through a sequence; `progress` is called after every frame.
+
+    `note` is told, once and at the first tracked frame, where the tracker gives no confidence.
 
     The tracker is called as its own scripts do, on frames (H, W, 6) uint8: `initialize(image,
     {"init_bbox": box})` and `track(image)["target_bbox"]`, images RGB, for OSTrack's family;
@@ -61,6 +67,12 @@ def run(
             box, confidence = _read_output(out, family.box_key, type(tracker).__name__, place)
             boxes.append(box)
             confidences.append(confidence)
+            if note is not None and number == 2 and np.isnan(confidence):
+                note(
+                    f"{place}: the tracker gives no confidence, so that all frames will count as "
+                    f"reported; it returned {', '.join(map(str, out))}; expected one of "
+                    f"{', '.join(CONFIDENCE_KEYS)}"
+                )
         if progress is not None:
             progress()
     return np.array(boxes), np.array(confidences), seconds
@@ -75,6 +87,7 @@ def track_folder(
     confidence: bool = False,
     videos: bool = False,
     progress: bool = True,
+    note: Callable[[str], object] = warnings.warn,
 ) -> dict[str, tuple[int, float]]:
     """Track the sequences that have no result in `folder` yet; each file is whole or not there.
 
@@ -87,42 +100,68 @@ def track_folder(
         confidence: write a fifth column after x, y, w, h, where the tracker gives confidences.
         videos: write videos, too; also of sequences that were tracked before.
         progress: show a bar.
+        note: is told what is done otherwise than one might expect.
 
     Returns:
         {sequence: (frames, seconds in the tracker)} of those tracked now.
 
     Raises:
-        ValueError: the folder holds results of other settings, weights or frames; or as `run`.
+        OSError: another process writes into the folder, or it cannot be written to. ValueError: it
+        holds results of other settings, weights or frames; or as `run`.
     """
+    folder = Path(folder)
+    if twice := [name for name, n in Counter(s.name for s in sequences).items() if n > 1]:
+        raise ValueError(
+            f"{len(twice)} names are of more than one sequence, the first is {twice[0]!r}; track "
+            "them one after the other, with a folder each"
+        )
+    with own_folder(folder, "tracks", "videos"):
+        there = [s for s in sequences if (folder / f"{s.name}.txt").is_file()]
+        _claim(folder, {**settings, "weights": hash_networks(tracker)}, bool(there))
+        done = {s.name: _read_done(folder / f"{s.name}.txt", s) for s in there}
+        with (folder / TIMES).open("a", encoding="utf-8", errors="surrogateescape") as times:
+            return _track_missing(
+                tracker, sequences, folder, done, times, confidence, videos, progress, note
+            )
+
+
+def _track_missing(
+    tracker: Any,
+    sequences: Sequence[TrackingSequence],
+    folder: Path,
+    done: dict[str, np.ndarray],
+    times: TextIO,
+    confidence: bool,
+    videos: bool,
+    progress: bool,
+    note: Callable[[str], object],
+) -> dict[str, tuple[int, float]]:
     from tqdm import tqdm
 
-    folder, times = Path(folder), {}
-    paths = {sequence.name: folder / f"{sequence.name}.txt" for sequence in sequences}
-    done = {
-        name: read_boxes(path, confidence=True) for name, path in paths.items() if path.is_file()
-    }
-    _claim(folder, {**settings, "weights": hash_networks(tracker)}, bool(done))
-    for sequence in sequences:
-        if len(done.get(sequence.name, sequence)) != len(sequence):
-            raise ValueError(
-                f"{paths[sequence.name]} has {len(done[sequence.name])} boxes for {len(sequence)} "
-                "frames; delete it"
-            )
+    taken: dict[str, tuple[int, float]] = {}
     total = sum(len(sequence) for sequence in sequences if sequence.name not in done)
     with tqdm(total=total, unit="frame", disable=not progress) as bar:
         for sequence in sequences:
             name, video = sequence.name, folder / "videos" / f"{sequence.name}.mp4"
-            bar.set_description(name)
+            bar.set_description(printable(name))
             if name not in done:
-                boxes, confidences, seconds = run(tracker, sequence, bar.update)
+                once = note if confidence and not taken else None
+                boxes, confidences, seconds = run(tracker, sequence, bar.update, once)
                 done[name] = _join_columns(name, boxes, confidences) if confidence else boxes
-                _write_boxes(paths[name], done[name])
-                times[name] = len(sequence), seconds
-                with (folder / "times.csv").open("a") as file:
-                    file.write(f"{name},{len(sequence)},{seconds:.3f}\n")
+                _write_boxes(folder / f"{name}.txt", done[name])
+                taken[name] = len(sequence), seconds
+                times.write(f"{name},{len(sequence)},{seconds:.3f}\n")
+                times.flush()
             if videos and not video.is_file():
-                write_video(video, sequence, done[name][:, :4])
-    return times
+                write_video(video, sequence, done[name][:, :4], note)
+    return taken
+
+
+def _read_done(path: Path, sequence: TrackingSequence) -> np.ndarray:
+    boxes = read_boxes(path, confidence=True)
+    if len(boxes) != len(sequence):
+        raise ValueError(f"{path} has {len(boxes)} boxes for {len(sequence)} frames; delete it")
+    return boxes
 
 
 def _read_output(out: object, key: str, tracker: str, place: str) -> tuple[np.ndarray, float]:
@@ -130,12 +169,18 @@ def _read_output(out: object, key: str, tracker: str, place: str) -> tuple[np.nd
     if not isinstance(out, Mapping) or key not in out:
         found = list(out) if isinstance(out, Mapping) else type(out).__name__
         raise ValueError(f"{tracker}.track returned {found}; expected a dict with {key!r}")
-    box: np.ndarray = torch.as_tensor(out[key]).detach().cpu().double().reshape(-1).numpy()
-    if len(box) != 4 or not np.isfinite(box).all():
+    try:
+        given = torch.as_tensor(out[key])
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(
+            f"{place}: the tracker's box is {out[key]!r}; expected four finite numbers"
+        ) from None
+    box: np.ndarray = given.detach().cpu().double().reshape(-1).numpy()
+    if len(box) != 4 or not (np.abs(box) < MOST).all():  # as they are read
         raise ValueError(
             f"{place}: the tracker's box is {box.tolist()}; expected four finite numbers"
         )
-    return box, float(out.get("best_score", out.get("max_score", np.nan)))
+    return box, find_confidence(out)
 
 
 def _join_columns(name: str, boxes: np.ndarray, confidences: np.ndarray) -> np.ndarray:
@@ -159,13 +204,14 @@ def _claim(folder: Path, settings: Mapping[str, object], resumes: bool) -> None:
             raise ValueError(
                 f"{folder} holds results and no {SETTINGS} that says of what; name another folder"
             )
-        folder.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda to: to.write_text(json.dumps(settings, indent=1) + "\n"))
         return
     try:
-        before = dict(json.loads(path.read_text()))
-    except ValueError:
-        raise ValueError(f"{path} is no JSON of settings; name another folder") from None
+        before = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError):
+        before = None
+    if not isinstance(before, dict):
+        raise ValueError(f"{path} is no JSON of settings; name another folder, or delete it")
     if found := differences(before, settings):
         raise ValueError(
             f"{folder} holds results of other settings: {found}; name another folder, or delete it"

@@ -2,50 +2,95 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from .frames import import_opencv
+from .frames import RATE, openable
+from .images import import_opencv
 from .sequences import TrackingSequence
 
+MOST_TICKS, LEAST_RATE = 65535, 0.01
+FAR = 1e5  # pixels, outside of any image
 # BGR; the first is Okabe and Ito's vermilion
 ORANGE, WHITE, BLACK = (0, 94, 213), (255, 255, 255), (0, 0, 0)
 
 
-def write_video(path: Path, sequence: TrackingSequence, boxes: np.ndarray) -> None:
+def write_video(
+    path: Path,
+    sequence: TrackingSequence,
+    boxes: np.ndarray,
+    note: Callable[[str], object] = warnings.warn,
+) -> None:
     """Write an MPEG-4 video of a tracked sequence.
 
     Args:
         path: of the video, ending in .mp4; the file is whole or not there.
         sequence: its ground truth, if any, is drawn thin and white.
         boxes: the tracker's, (N, 4) as x, y, w, h in pixels, drawn solid.
+        note: is told where the video has another frame rate.
 
     Raises:
-        OSError: a frame cannot be read, or this OpenCV writes no such videos.
+        OSError: a frame cannot be read, the disk is full, or this OpenCV writes no such videos.
     """
-    cv2 = import_opencv()
     path.parent.mkdir(parents=True, exist_ok=True)
+    rate = round_rate(sequence.visible.rate)
+    if abs(rate - sequence.visible.rate) > 1e-3:
+        note(f"{path.name} has {rate:g} frames/s; MPEG-4 cannot hold {sequence.visible.rate:g}")
     # not write_atomically: OpenCV tells the kind of file from its suffix
     with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as folder:
-        temporary, writer = Path(folder, path.name), None
-        for image in _draw_frames(sequence, boxes):
+        temporary = Path(folder, "video.mp4")
+        with openable(temporary) as name:
+            _encode(name, _draw_frames(sequence, boxes), rate, path)
+            _check_whole(name, len(sequence), path)
+        os.replace(temporary, path)
+
+
+def round_rate(rate: float) -> float:
+    """The nearest frame rate that MPEG-4 can hold, where a whole number up to 65535 counts ticks.
+
+    OpenCV takes as many of up to three decimals as it needs.
+    """
+    if not (math.isfinite(rate) and rate > 0):
+        return RATE
+    digits = next((n for n in (3, 2, 1) if rate * 10**n <= MOST_TICKS), 0)
+    return float(min(max(round(rate, digits), LEAST_RATE), MOST_TICKS))
+
+
+def _encode(name: str, frames: Iterator[np.ndarray], rate: float, path: Path) -> None:
+    cv2, writer = import_opencv(), None
+    try:
+        for image in frames:
             if writer is None:
                 height, width = image.shape[:2]
-                codec, rate = cv2.VideoWriter_fourcc(*"mp4v"), sequence.visible.rate
-                writer = cv2.VideoWriter(str(temporary), codec, rate, (width, height))
+                codec = cv2.VideoWriter_fourcc(*"mp4v")
+                writer = cv2.VideoWriter(name, codec, rate, (width, height))
                 if not writer.isOpened():
                     raise OSError(
-                        f"{path}: this OpenCV cannot write MPEG-4 videos; pip install "
-                        "opencv-python-headless"
+                        f"{path}: OpenCV cannot write a video of {width}×{height} pixels and "
+                        f"{rate:g} frames/s there; is the disk full? Else pip install "
+                        "opencv-python-headless, which writes MPEG-4"
                     )
             writer.write(image)
+    finally:
         if writer is not None:
             writer.release()
-            os.replace(temporary, path)
+
+
+def _check_whole(name: str, frames: int, path: Path) -> None:
+    """Raise OSError for a video without its last frame: OpenCV's writer tells of no failure."""
+    cv2 = import_opencv()
+    capture = cv2.VideoCapture(name)
+    capture.set(cv2.CAP_PROP_POS_FRAMES, frames - 1)
+    whole = capture.grab()
+    capture.release()
+    if not whole:
+        raise OSError(f"{path} could not be written whole; is the disk full?")
 
 
 def _draw_frames(sequence: TrackingSequence, boxes: np.ndarray) -> Iterator[np.ndarray]:
@@ -67,7 +112,8 @@ def _draw_frames(sequence: TrackingSequence, boxes: np.ndarray) -> Iterator[np.n
 def _draw_box(image: np.ndarray, box: np.ndarray, colour: tuple[int, int, int], width: int) -> None:
     if np.isfinite(box).all():
         cv2 = import_opencv()
-        x, y, right, bottom = (round(float(v)) for v in (*box[:2], *(box[:2] + box[2:])))
+        corners = np.clip([*box[:2], *(box[:2] + box[2:])], -FAR, FAR)  # OpenCV's are integers
+        x, y, right, bottom = (round(float(v)) for v in corners)
         cv2.rectangle(image, (x, y), (right, bottom), colour, width, cv2.LINE_AA)
 
 
