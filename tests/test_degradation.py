@@ -55,8 +55,9 @@ def test_features_are_degraded_and_targets_clean(case: Case) -> None:
 
 @pytest.mark.parametrize("case", WITH_TWO_MODALITIES, ids=lambda case: case.name)
 def test_inference_and_random_numbers_are_untouched(case: Case) -> None:
+    host = case.build()
     torch.manual_seed(0)
-    case.train(case.build())  # there are hosts that draw masks
+    case.train(host)  # there are hosts that draw masks
     expected = torch.get_rng_state()
     handle = attached(case)
     handle.network.eval()

@@ -113,7 +113,11 @@ class SavedFusion:
                 raise OSError(f"{folder / name} is missing; expected what save_pretrained writes")
         self.path = folder / WEIGHTS
         try:
-            self._file = cast(Any, safe_open)(self.path, framework="pt")
+            # safe_open opens its path twice, and a writer may put another file there in between
+            with self.path.open("rb") as handle:
+                same = f"/dev/fd/{handle.fileno()}"
+                opened = same if os.path.exists(same) else self.path
+                self._file = cast(Any, safe_open)(opened, framework="pt")
             self._about: dict[str, str] = self._file.metadata() or {}
             parts = {name: self._file.get_slice(name) for name in self._file.keys()}  # noqa: SIM118
         except SafetensorError as error:
