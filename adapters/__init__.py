@@ -1,4 +1,6 @@
-"""One adapter for each host tracker, and `attach`, which tries them."""
+"""One adapter for each host tracker, and `attach`, which tries them. Installed as
+`gmmt_fusion.adapters`; a new one goes into a file here, as tbsi.py, and into ADAPTERS in auto.py.
+"""
 
 from gmmt_fusion.attaching.adapter import Adapter
 

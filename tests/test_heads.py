@@ -11,9 +11,11 @@ from test_law import anatomy, assert_same_anatomy
 from tiny_hosts import CHANNELS, stream
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
+from torch.utils.data import DataLoader
 
-from gmmt_fusion import attach
+from gmmt_fusion import attach, train_in_host
 from gmmt_fusion.adapters import ModuleAdapter
+from gmmt_fusion.training import fine_tune
 
 CONCAT = CASES[0]
 
@@ -62,6 +64,11 @@ class Tracker(nn.Module):
     def forward(self, search: Tensor) -> Tensor:
         maps = torch.cat([self.rgb(search[:, :3]), self.tir(search[:, 3:])], dim=1)
         return self.use(self.head, self.fuse(maps))
+
+
+class SummedTracker(Tracker):
+    def forward(self, search: Tensor) -> dict[str, Tensor]:
+        return {"total_loss": super().forward(search).square().mean()}
 
 
 def search() -> Tensor:
@@ -134,3 +141,18 @@ def test_a_head_that_cannot_be_copied_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"the head 'head' \(Head\) cannot be copied"):
         attach(network, CONCAT.make_fusion(), ModuleAdapter("fuse", "head"))
     assert set(vars(network)) == before and "gmmt_fusion" not in dict(network.named_children())
+
+
+def test_a_training_of_a_head_that_is_not_used_stops_at_its_first_step(tmp_path: Any) -> None:
+    network = Tracker(lambda head, maps: maps)
+    handle = attach(network, CONCAT.make_fusion(), ModuleAdapter("fuse", "head"))
+    loader = DataLoader([search()[0]] * 2, batch_size=2)
+    with pytest.raises(ValueError, match="the new head in place of 'head' got no gradient"):
+        fine_tune(handle, loader, lambda net, x: net(x).square().mean(), tmp_path, progress=False)
+    handle.detach()
+    network = SummedTracker(lambda head, maps: maps)
+    handle = attach(network, CONCAT.make_fusion(), ModuleAdapter("fuse", "head"))
+    optimizer, _ = train_in_host(handle, 1)
+    network.train()(search())["total_loss"].backward()
+    with pytest.raises(ValueError, match="the new head in place of 'head' got no gradient"):
+        optimizer.step()

@@ -12,7 +12,8 @@ from .patching import Method
 class Adapter(ABC):
     """Where a host's modality maps come from, where its fused map goes in, and which is its head.
 
-    For a tracker whose fusion is one submodule use `ModuleAdapter`. For any other, subclass: name
+    For a tracker whose fusion is one submodule use `ModuleAdapter`. For any other, subclass, in a
+    user's own script or, for everybody, in a file of adapters/ that its ADAPTERS lists: name
     the `head`, and return from `points` the submodules to step in for, each with a method
     `method(current, forward, *args, **kwargs)`, which is called in place of the submodule's forward
     and returns what it would have returned. In it

@@ -1,7 +1,7 @@
 """`Attachment`: the handle of a fusion in a host's network, which takes it out without a trace."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -13,19 +13,21 @@ from ..model.fusion import GenerativeFusion
 from .patching import Point, Root, unpatch
 from .plugin import PREFIX, Plugin
 from .recognition import networks_of
-from .records import Mode, Recorded
+from .records import Fused, Mode, Recorded
 
 PLAIN = (str, int, float, list, tuple, type(None))
 Inputs: TypeAlias = Any  # of one forward of a host, as its users have them: see `run_host`
 
 
 class Attachment:
-    """A fusion in a host's network, as `attach` returns it.
+    """A fusion in a host's network, as `attach` returns it: the handle of everything.
 
-    `Attachment.of` finds that of a copied or loaded host.
+    A training loop, a tracker or a figure touches this, the `fusion`, and the `network` as its host
+    would; never what lies behind. `Attachment.of` finds that of a copied or loaded host.
 
     Attributes:
-        network: the host's network. plugin: the module that holds all that was added to it.
+        network: the host's network. plugin: the module that holds all that was added to it, under
+            one prefix; its state is this room's.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -115,6 +117,25 @@ class Attachment:
                 f"degradation={degradation!r}; expected a Degradation, a function or None"
             )
         self.plugin.degradation = degradation
+
+    @property
+    def total_loss_weight(self) -> float | None:
+        """λ, where the host's forward returns its "total_loss", to which λ · Loss_gen is added.
+
+        None, the default, leaves the sum to the loop. May be set.
+        """
+        return self.plugin.total_loss_weight
+
+    @total_loss_weight.setter
+    def total_loss_weight(self, weight: float | None) -> None:
+        self.plugin.total_loss_weight = weight
+
+    def fuse(self, features: Sequence[Tensor], fused: Fused) -> Tensor:
+        """What the head gets for m maps (B, C, H, W) that no host computes just now, as of a cache.
+
+        Arguments and errors as those of `ForwardPass.fuse`.
+        """
+        return self.plugin.fuse_alone(features, fused)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """What fine-tuning trains: the fusion, without a CGAN's discriminator, and the new head."""

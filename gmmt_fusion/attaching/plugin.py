@@ -1,4 +1,4 @@
-"""The state of attaching, by how long it lives.
+"""The state of attaching, by how long it lives. Internal: from outside use `Attachment`.
 
 - `Plugin`: as long as the attachment. The one module under the host's network.
 - `ForwardPass`: one forward of the host, in one thread.

@@ -1,4 +1,6 @@
-"""The fast path: a fusion at inference, without what is the same in every frame."""
+"""The fast path of inference, off until `Attachment.optimize`: what is the same in every frame is
+computed once. With one sampling step that includes the noise and the time.
+"""
 
 import copy
 from collections.abc import Callable

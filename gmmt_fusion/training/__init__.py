@@ -1,4 +1,7 @@
-"""Fine-tuning the fusion and its new head, in the library's own loop or in a host's."""
+"""Fine-tuning the fusion and its new head, in the library's own loop or in a host's.
+
+A loop touches the `Attachment`, and nothing behind it.
+"""
 
 from .degradation import Degradation
 from .feature_cache import CachedFeatures, cache_features

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..attaching.attachment import Attachment, run_host
-from ..attaching.plugin import Plugin
 from ..checks import check_choice, check_whole_number
 from ..files import differences, file_digest, json_digest, own_folder
 from ..version import __version__
@@ -133,7 +132,7 @@ class CachedFeatures(Dataset[dict[str, Tensor]]):
                 f"{self.folder} was written with degradation {degraded}, and the attachment has "
                 f"{here}; set it before cache_features, with another folder"
             )
-        return CachedNetwork(attachment.plugin, self.manifest)
+        return CachedNetwork(attachment, self.manifest)
 
 
 class CachedNetwork(nn.Module):
@@ -142,21 +141,24 @@ class CachedNetwork(nn.Module):
     Called with a batch of `CachedFeatures`, it returns what the head returns.
     """
 
-    def __init__(self, plugin: Plugin, manifest: Manifest) -> None:
+    def __init__(self, attachment: Attachment, manifest: Manifest) -> None:
         super().__init__()
-        self.gmmt_fusion = plugin  # so that parameters keep the names that they have in the host
+        self.attachment = attachment
+        self.gmmt_fusion = (
+            attachment.plugin
+        )  # so that parameters keep the names that they have in the host
         self.dtypes: dict[str, torch.dtype] = {
             name: getattr(torch, dtype) for name, dtype in manifest["dtypes"].items()
         }
         self.head_inputs = HeadInputs.from_json(manifest["head_inputs"])
 
     def forward(self, batch: Mapping[str, Tensor]) -> Any:  # whatever the host's head returns
-        plugin = self.gmmt_fusion
+        attachment = self.attachment
         maps = {name: batch[name].to(dtype) for name, dtype in self.dtypes.items()}
-        features = [maps[f"feature_{i}"] for i in range(plugin.fusion.modalities)]
-        fused = plugin.fuse_alone(features, maps["fused"])
+        features = [maps[f"feature_{i}"] for i in range(attachment.fusion.modalities)]
+        fused = attachment.fuse(features, maps["fused"])
         args, kwargs = self.head_inputs.rebuild(fused, maps)
-        return plugin.head(*args, **kwargs)
+        return attachment.head(*args, **kwargs)
 
 
 def cache_features(

@@ -269,6 +269,8 @@ class _Loop:
                 sums[name] = sums[name] + part if name in sums else part
             if self.discriminator is not None:
                 maps += self.attachment.fused_maps
+        if self.state.step == 0:
+            self.attachment.check_gradients()
         values = self.reduce_to_means(sums)
         norm = self.settings.max_gradient_norm or math.inf
         values["gradient_norm"] = float(

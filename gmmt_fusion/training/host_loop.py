@@ -58,7 +58,7 @@ def train_in_host(
     if (discriminator := attachment.fusion.discriminator) is not None:
         own, _ = call_recipe(recipe, list(discriminator.parameters()), epochs, 1)
         turn = _Turn(attachment, own)
-    attachment.plugin.total_loss_weight = generative_weight if actor is None else None
+    attachment.total_loss_weight = generative_weight if actor is None else None
     if actor is not None:
         # not over an earlier one of ours, with which Loss_gen would count twice
         own = getattr(actor.compute_losses, "own", actor.compute_losses)
@@ -66,11 +66,22 @@ def train_in_host(
     if _count_processes() > 1:  # other noise in every process
         generator = attachment.fusion.generator
         attachment.fusion.manual_seed((generator.initial_seed() + distributed.get_rank()) % 2**63)
+    _check_first_step(attachment, optimizer)
     if turn is not None:
         optimizer.register_step_post_hook(turn)
         optimizer.register_state_dict_post_hook(turn.save)
         optimizer.register_load_state_dict_pre_hook(turn.load)
     return optimizer, schedule
+
+
+def _check_first_step(attachment: Attachment, optimizer: Optimizer) -> None:
+    """Before the first step, ask whether the new head learns."""
+
+    def check(*_: Any) -> None:  # whatever torch gives a hook
+        attachment.check_gradients()
+        hook.remove()
+
+    hook = optimizer.register_step_pre_hook(check)
 
 
 def _count_processes() -> int:

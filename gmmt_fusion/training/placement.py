@@ -51,16 +51,17 @@ def start_accelerator(
 @contextlib.contextmanager
 def put_in_training(attachment: Attachment, device: torch.device) -> Iterator[None]:
     """The network in training mode on a device inside the `with`; then where and as it was."""
-    network, plugin = attachment.network, attachment.plugin
+    network = attachment.network
     training, before = network.training, next(network.parameters()).device
     patches = {"forward", "_original_forward", "_is_accelerate_prepared"}  # accelerate's
     patches -= vars(network).keys()
-    weight, plugin.total_loss_weight = plugin.total_loss_weight, None  # λ is applied here, once
+    weight = attachment.total_loss_weight
+    attachment.total_loss_weight = None  # λ is applied here, once
     try:
         network.to(device).train()
         yield
     finally:
         for name in patches & vars(network).keys():
             delattr(network, name)
-        plugin.total_loss_weight = weight
+        attachment.total_loss_weight = weight
         network.to(before).train(training)
