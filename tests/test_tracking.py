@@ -21,7 +21,6 @@ from gmmt_fusion.evaluation.layouts import LAYOUTS
 from gmmt_fusion.evaluation.sequences import open_sequence
 from gmmt_fusion.evaluation.trackers import hash_networks, load_tracker
 from gmmt_fusion.evaluation.tracking import run
-from gmmt_fusion.files import LOCK
 
 pytestmark = pytest.mark.usefixtures("forgetful_tracker")
 
@@ -204,7 +203,6 @@ def test_interruption_leaves_nothing_half_written(tmp_path, capsys, monkeypatch,
             patch.setattr(cv2, "rectangle", interrupt)
         assert command(out, *arguments) == 130
     assert "interrupted" in capsys.readouterr().err
-    (out / LOCK).unlink()  # which stays, see `files.own_folder`
     found = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
     assert found == sorted(
         ["a.txt", "times.csv", "tracking.json", *(["videos/a.mp4"] if where == "tracker" else [])]
