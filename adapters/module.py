@@ -35,10 +35,17 @@ class ModuleAdapter(Adapter):
     ) -> Tensor:
         maps = split_maps((*args, *kwargs.values()), current.modalities)
         if maps is None:
+            got = [
+                f"{type(x).__name__} {tuple(x.shape)}"
+                if isinstance(x, Tensor)
+                else type(x).__name__
+                for x in (*args, *kwargs.values())
+            ]
             raise ValueError(
-                f"the fusion {self.fusion!r} was called with {len(args) + len(kwargs)} arguments; "
-                f"expected {current.modalities} maps (B, C, H, W), a list of them, or their "
-                "concatenation"
+                f"the fusion {self.fusion!r} was called with {len(got)} arguments "
+                f"({', '.join(got)}); expected {current.modalities} maps (B, C, H, W), a list of "
+                "them, or their concatenation. For tokens (B, N, C) write an Adapter that "
+                "rearranges them into maps"
             )
         if self.size is not None and tuple(maps[0].shape[-2:]) != self.size:
             return forward(*args, **kwargs)

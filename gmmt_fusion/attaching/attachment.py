@@ -246,7 +246,9 @@ class Attachment:
                 ran = [run_host(self.network, batch) is not None for batch in batches]
         finally:
             self.degradation = degradation
-        if ran and not recording:
+        if not ran:
+            raise ValueError("calibrate got no batches; expected the host's inputs, a few batches")
+        if not recording:
             raise ValueError(
                 f"the host ran {len(ran)} batches, and none of its maps is one that would be "
                 "generated: look at the adapter's size, and whether the attachment is detached"
