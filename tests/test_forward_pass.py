@@ -11,7 +11,6 @@ from cases import CASES, Case
 from test_law import anatomy, assert_same_anatomy
 from tiny_hosts import CHANNELS, BoxHead, ConcatTracker, stream
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from gmmt_fusion import attach, train_in_host
 from gmmt_fusion.adapters import Adapter, ModuleAdapter
@@ -299,68 +298,6 @@ def test_targets_that_do_not_come_out_even(degrade: Any, dark: bool, message: st
     assert torch.isfinite(network(template, search)["generative_loss"])  # nothing is left of it
 
 
-# --- activation checkpointing
-
-
-class Neck(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.mix, self.fusion = nn.Conv2d(16, 16, 1), nn.Conv2d(16, CHANNELS, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fusion(self.mix(x))
-
-
-class CheckpointedTracker(nn.Module):
-    """Two fusions, each in a part that is computed again in the backward."""
-
-    def __init__(self, reentrant: bool | None) -> None:
-        super().__init__()
-        self.reentrant = reentrant
-        self.rgb, self.tir = stream(), stream()
-        self.neck, self.head = Neck(), nn.Conv2d(CHANNELS, 1, 1)
-
-    def forward(self, search: Tensor) -> Tensor:
-        maps = torch.cat([self.rgb(search[:, :3]), self.tir(search[:, 3:])], dim=1)
-
-        def branch(x: Tensor) -> Tensor:
-            if self.reentrant is None:
-                return self.neck(x)
-            return checkpoint(self.neck, x, use_reentrant=self.reentrant)
-
-        return self.head(branch(maps)) + self.head(branch(0.5 * maps))
-
-
-def gradients(reentrant: bool | None, method: str) -> tuple[Tensor, list[Tensor | None]]:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        network = CheckpointedTracker(reentrant)
-    handle = attach(
-        network, CONCAT.make_fusion(method=method), ModuleAdapter("neck.fusion", "head")
-    )
-    out = network.train()(frames(0)[1])
-    loss = out.square().mean() + 5 * handle.generative_loss
-    loss.backward()
-    return loss.detach(), [p.grad for p in handle.parameters()]
-
-
-@pytest.mark.parametrize("method", ["diffusion", "cgan", "raw"])
-def test_checkpointing_gives_the_same_gradient(method: str) -> None:
-    expected, plain = gradients(None, method)
-    loss, again = gradients(False, method)
-    assert torch.equal(loss, expected)
-    assert any(g is not None and g.abs().sum() > 0 for g in plain)
-    for one, other in zip(plain, again, strict=True):
-        assert (one is None) == (other is None)
-        if one is not None:
-            torch.testing.assert_close(one, other)
-
-
-def test_gradients_off_around_the_fusion_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"gradients off inside a training forward.*use_reentrant"):
-        gradients(True, "raw")
-
-
 # --- wrappers
 
 
@@ -394,3 +331,67 @@ def test_the_signatures_that_a_host_shows_are_its_own(case: Case) -> None:
         plain.named_modules(), handle.plugin.host_modules(), strict=True
     ):
         assert inspect.signature(module[1].forward) == inspect.signature(own.forward), name
+
+
+# --- modes
+
+
+def test_modes_of_several_threads_end_in_any_order() -> None:
+    network = CONCAT.build()
+    expected = CONCAT.run(network)
+    handle = attach(network, CONCAT.make_fusion(), CONCAT.adapter())
+    changed = CONCAT.run(network)
+    first, second = handle.disabled(), handle.disabled()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert torch.equal(CONCAT.run(network), expected)
+    second.__exit__(None, None, None)
+    assert torch.equal(CONCAT.run(network), changed)
+
+
+def test_a_forward_keeps_the_mode_that_it_began_in() -> None:
+    network = CONCAT.build()
+    expected = CONCAT.run(network)
+    handle = attach(network, CONCAT.make_fusion(), CONCAT.adapter())
+    changed = CONCAT.run(network)
+    contexts: list[Any] = []
+
+    def switch(*_: Any) -> None:
+        if contexts:
+            work = contexts.pop().__exit__, (None, None, None)
+        else:
+            contexts.append(handle.disabled())
+            work = contexts[0].__enter__, ()
+        thread = threading.Thread(target=work[0], args=work[1])
+        thread.start()
+        thread.join()
+
+    hook = network.rgb.register_forward_hook(switch)
+    assert torch.equal(CONCAT.run(network), changed)
+    assert torch.equal(CONCAT.run(network), expected)
+    hook.remove()
+    assert torch.equal(CONCAT.run(network), changed)
+
+
+def test_a_degradation_of_a_forward_in_stages_is_refused() -> None:
+    network = StagedTracker()
+    handle = attach(network, CONCAT.make_fusion(), StagedAdapter())
+    handle.degradation = lambda inputs, modalities, generator: inputs
+    network.train()
+    maps = network(frames(0)[1], mode="encoder")
+    with pytest.raises(ValueError, match="called in stages, and a degradation needs all of it"):
+        network(maps, mode="decoder")
+
+
+def test_a_hosts_loss_is_its_own_while_disabled_and_detached() -> None:
+    network = StagedTracker()
+    handle = attach(network, CONCAT.make_fusion(), ModuleAdapter("fuse", "box_head"))
+    actor = StagedActor(network)
+    train_in_host(handle, 2, actor)
+    network.train()
+    assert "Loss/generative" in actor(frames(0)[1])[1]
+    with handle.disabled():
+        assert "Loss/generative" not in actor(frames(0)[1])[1]
+    handle.detach()
+    assert "Loss/generative" not in actor(frames(0)[1])[1]

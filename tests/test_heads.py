@@ -1,5 +1,6 @@
 """The new head: a copy of any head, and in use however the host uses its own."""
 
+import copy
 import threading
 from typing import Any
 
@@ -11,6 +12,7 @@ from test_law import anatomy, assert_same_anatomy
 from tiny_hosts import CHANNELS, stream
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
 from gmmt_fusion import attach, train_in_host
@@ -156,3 +158,61 @@ def test_a_training_of_a_head_that_is_not_used_stops_at_its_first_step(tmp_path:
     network.train()(search())["total_loss"].backward()
     with pytest.raises(ValueError, match="the new head in place of 'head' got no gradient"):
         optimizer.step()
+
+
+def by_item(head: Any, maps: Tensor) -> Tensor:
+    return head[1](head[0](maps))
+
+
+def by_loop(head: Any, maps: Tensor) -> Tensor:
+    for layer in head:
+        maps = layer(maps)
+    return maps
+
+
+def by_checkpointed_part(head: Any, maps: Tensor) -> Tensor:
+    return checkpoint(lambda x: head[1](head[0](x)), maps, use_reentrant=False)
+
+
+@pytest.mark.parametrize(
+    "use", [by_item, by_loop, by_checkpointed_part], ids=lambda use: use.__name__
+)
+def test_heads_that_are_containers(use: Any) -> None:
+    def gradients(use: Any) -> list[Tensor]:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            network = Tracker(use, nn.Sequential(nn.Conv2d(CHANNELS, 4, 1), nn.Conv2d(4, 1, 1)))
+        handle = attach(network, CONCAT.make_fusion(), ModuleAdapter("fuse", "head"))
+        with torch.no_grad():
+            handle.head[1].bias.fill_(100)
+        assert (network.eval()(search()) > 50).all() and len(network.head) == 2
+        network.train()(search()).square().mean().backward()
+        return [p.grad for p in handle.head.parameters()]
+
+    for one, other in zip(gradients(use), gradients(by_call), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+class TrackedByMethod(Tracker):
+    """Tracks by a method of its own, as siamban."""
+
+    def track(self, search: Tensor) -> Tensor:
+        return Tracker.forward(self, search)
+
+
+def test_parts_of_the_head_in_other_methods_of_the_network() -> None:
+    network = TrackedByMethod(by_part).eval()
+    expected = network.track(search())
+    handle = attach(network, CONCAT.make_fusion(), ModuleAdapter("fuse", "head"))
+    with torch.no_grad():
+        handle.head.score.bias.fill_(100)
+    assert (network.track(search()) > 50).all()
+    with handle.disabled():
+        assert torch.equal(network.track(search()), expected)
+
+
+def test_a_part_of_an_attached_host_can_be_copied() -> None:
+    network = Tracker(by_call).eval()
+    attach(network, CONCAT.make_fusion(), ModuleAdapter("fuse", "head"))
+    copied = copy.deepcopy(network.head)
+    assert torch.equal(copied.score.weight, network.head.score.weight)

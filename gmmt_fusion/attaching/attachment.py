@@ -13,7 +13,7 @@ from ..model.fusion import GenerativeFusion
 from .patching import Point, Root, unpatch
 from .plugin import PREFIX, Plugin
 from .recognition import networks_of
-from .records import Fused, Mode, Recorded
+from .records import Fused, Mode, Override, Recorded
 
 PLAIN = (str, int, float, list, tuple, type(None))
 Inputs: TypeAlias = Any  # of one forward of a host, as its users have them: see `run_host`
@@ -65,6 +65,11 @@ class Attachment:
     @property
     def attached(self) -> bool:
         return getattr(self.network, PREFIX, None) is self.plugin
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the host's next forward is not the host's own: attached, and not disabled."""
+        return self.attached and self.plugin.next_mode is not Mode.HOST
 
     @property
     def generative_loss(self) -> Tensor | None:
@@ -167,7 +172,12 @@ class Attachment:
     def host_state_dict(self) -> dict[str, Any]:  # a host's extra states are anything
         """The host's own `state_dict`, which loads strictly into an unpatched host."""
         state = self.network.state_dict()
-        return {name: x for name, x in state.items() if not name.startswith(f"{PREFIX}.")}
+        for name in [name for name in state if name.startswith(f"{PREFIX}.")]:
+            del state[name]
+        about = getattr(state, "_metadata", {})  # versions, by which modules migrate
+        for name in [n for n in about if n == PREFIX or n.startswith(f"{PREFIX}.")]:
+            del about[name]
+        return state
 
     def describe(self) -> dict[str, Any]:  # as JSON
         """Host class, adapter with its options, channels and modalities: what the maps are of."""
@@ -208,19 +218,22 @@ class Attachment:
 
     @contextlib.contextmanager
     def _override(self, mode: Mode, recording: list[Recorded]) -> Iterator[None]:
-        before = self.plugin.override
+        override = Override(mode, recording)
         try:
             try:
-                self._set_override((mode, recording))
+                if self.attached:
+                    self.plugin.add_override(override)
                 yield
             finally:
-                self._set_override(before)
+                self._end(override)
         finally:  # again, should Ctrl-C have come just above
-            self._set_override(before)
+            self._end(override)
 
-    def _set_override(self, override: tuple[Mode, list[Recorded]] | None) -> None:
+    def _end(self, override: Override) -> None:
         if self.attached:
-            self.plugin.set_override(override)
+            self.plugin.remove_override(override)
+        else:
+            self.plugin.overrides = []
 
     def calibrate(self, batches: Iterable[Inputs]) -> float:
         """`GenerativeFusion.calibrate` on what the host computes for a few batches of its inputs.

@@ -136,7 +136,7 @@ class InertUnpickler(_Unpickler):  # type: ignore[misc]
             return CALLS[full]
         if module == "torch" and isinstance(known := getattr(torch, name, None), torch.dtype):
             return known
-        if module == "torch" and name.removesuffix("Storage") in DTYPES:
+        if module in ("torch", "torch.storage") and name.removesuffix("Storage") in DTYPES:
             return DTYPES[name.removesuffix("Storage")]
         kind = NumpyType if full == "numpy.dtype" else NotLoaded
         return type("NotLoaded", (kind,), {"name": full})
@@ -210,8 +210,14 @@ def _make_device(*args: Any) -> torch.device:
 
 
 def _make_tensor(
-    storage: Any, offset: Any, size: Any, stride: Any, requires_grad: Any = False, *_: Any
-) -> Tensor:
+    storage: Any,
+    offset: Any,
+    size: Any,
+    stride: Any,
+    requires_grad: Any = False,
+    hooks: Any = None,
+    about: Any = None,
+) -> Any:
     """`torch._utils._rebuild_tensor_v2`, which would let a storage grow to any size."""
     if not isinstance(storage, Storage):
         raise pickle.UnpicklingError(f"a tensor is made of a {type(storage).__name__}")
@@ -223,7 +229,9 @@ def _make_tensor(
     for side in size:
         count *= side
     last = offset + sum((side - 1) * step for side, step in zip(size, stride, strict=True))
-    if count > 0 and (last >= numbers or count > max(numbers, MOST_EXPANDED)):
+    if count > max(numbers, MOST_EXPANDED):
+        return NotLoaded()  # the same numbers again and again
+    if count > 0 and last >= numbers:
         raise pickle.UnpicklingError(
             f"a tensor of size {size} does not fit its storage of {numbers} numbers"
         )
@@ -232,7 +240,29 @@ def _make_tensor(
         tensor.set_(storage.untyped, offset, size, stride)
     else:
         tensor = tensor.new_empty(size) if max(size) <= MOST_EXPANDED else tensor
+    about = about if isinstance(about, dict) else {}
+    if tensor.is_complex() and about.get("conj"):
+        tensor = torch._conj(tensor)
+    if about.get("neg"):
+        tensor = torch._neg_view(tensor)
     return tensor.requires_grad_(bool(requires_grad and tensor.is_floating_point()))
+
+
+def _make_newer_tensor(
+    storage: Any,
+    offset: Any,
+    size: Any,
+    stride: Any,
+    requires_grad: Any,
+    hooks: Any,
+    dtype: Any,
+    *rest: Any,
+) -> Any:
+    """`_rebuild_tensor_v3`: of dtypes that have no storage of their own."""
+    if not isinstance(storage, Storage) or not isinstance(dtype, torch.dtype):
+        return NotLoaded()
+    own = Storage(storage.untyped, dtype)
+    return _make_tensor(own, offset, size, stride, requires_grad, hooks, *rest[:1])
 
 
 def _make_parameter(data: Any, requires_grad: Any = True, *_: Any) -> torch.nn.Parameter:
@@ -259,6 +289,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "torch.device": _make_device,
     "torch._utils._rebuild_tensor": _make_tensor,
     "torch._utils._rebuild_tensor_v2": _make_tensor,
+    "torch._utils._rebuild_tensor_v3": _make_newer_tensor,
     "torch._utils._rebuild_parameter": _make_parameter,
     "torch._utils._rebuild_parameter_with_state": _make_parameter,
     "torch._tensor._rebuild_from_type_v2": _make_from_type,
@@ -278,5 +309,4 @@ DTYPES = {
     "ComplexFloat": torch.complex64,
     "ComplexDouble": torch.complex128,
     "Untyped": torch.uint8,
-    "storage.Untyped": torch.uint8,
 }

@@ -136,6 +136,12 @@ def _copy_head(name: str, head: nn.Module) -> nn.Module:
             f"the head {name!r} ({type(head).__name__}) cannot be copied ({error}), and the new "
             "head starts as a copy of it; take out of it what cannot"
         ) from error
+    for entry, value in copied.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                f"the head {name!r} has {entry!r} in its state_dict, a {type(value).__name__}; a "
+                "fusion is saved with its head, and holds tensors only"
+            )
     for hooks in (
         copied._forward_hooks,
         copied._forward_pre_hooks,

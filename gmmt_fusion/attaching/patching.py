@@ -6,6 +6,7 @@ closures would not survive a deepcopy.
 """
 
 import functools
+import inspect
 import types
 import warnings
 from collections.abc import Callable, Mapping
@@ -15,13 +16,14 @@ import torch
 from torch import nn
 
 from .plugin import PREFIX, ForwardPass, Plugin
-from .records import Mode
+from .records import Mode, in_backward
 
 NO_REPLICAS = (
     "it copies the network in every forward, and all copies would share one fusion on one device; "
     "use DistributedDataParallel (torchrun, accelerate launch), on a network that a fusion is "
     "attached to"
 )
+CONTAINER = ("__getitem__", "__iter__", "__len__")  # methods of heads that are one
 Method = Callable[..., Any]
 """(current pass, the module's forward, *its arguments) to what the module returns: any host's."""
 
@@ -35,6 +37,9 @@ class Patched(_Module):
     """What every swapped class shares: it copies and pickles as its original and the kind."""
 
     _gmmt_plugin: Plugin
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Not the host's, which may register every class that is made of it."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:  # as object's
         own = getattr(self, "__getstate__", None)
@@ -70,8 +75,8 @@ class Point(Patched):
 class Head(Point):
     """The host's head. Whatever the host asks of it while a map is generated, the new head does.
 
-    That are its forward, its other methods, and inside of a forward of the network its parameters
-    and submodules, as some hosts use parts of their head one by one.
+    That are its forward, its other methods, and inside of the network's methods its parameters and
+    submodules, as some hosts use parts of their head one by one.
     """
 
     def _gmmt_forward(self, current: ForwardPass) -> Callable[..., Any]:  # as the host's
@@ -94,9 +99,14 @@ class Head(Point):
 
     def __getattr__(self, name: str) -> Any:  # a parameter or a submodule
         plugin = self.__dict__.get("_gmmt_plugin")
-        if plugin is not None and plugin.in_forward and plugin.uses_new_head:
+        if plugin is not None and plugin.uses_new_head and _computes(plugin):
             return getattr(plugin.head, name)
         return super().__getattr__(name)
+
+
+def _computes(plugin: Plugin) -> bool:
+    """Whether a forward of the host is under way, or is computed again for a backward."""
+    return plugin.current is not None or in_backward()
 
 
 class Root(Patched):
@@ -106,19 +116,20 @@ class Root(Patched):
         plugin = self._gmmt_plugin
         if getattr(self, "_is_replica", False):
             raise ValueError(f"the network is wrapped in DataParallel; {NO_REPLICAS}")
-        if plugin.mode is Mode.HOST:
-            return super().forward(*args, **kwargs)
         current, whole = None, False
         try:
             current = plugin.enter()
-            # trainers call .train() and requires_grad_ on parts of the host
-            if not plugin.frozen or (plugin.training and not torch.compiler.is_compiling()):
-                plugin.freeze()
-            if plugin.training:
-                args, kwargs = current.degrade(super().forward, args, kwargs)
-            out = super().forward(*args, **kwargs)
-            if current.mode is Mode.LEARN:
-                out = current.with_loss(out)
+            if current.mode is Mode.HOST:
+                out = super().forward(*args, **kwargs)
+            else:
+                # trainers call .train() and requires_grad_ on parts of the host
+                if not plugin.frozen or (plugin.training and not torch.compiler.is_compiling()):
+                    plugin.freeze()
+                if plugin.training:
+                    args, kwargs = current.degrade(super().forward, args, kwargs)
+                out = super().forward(*args, **kwargs)
+                if current.mode is Mode.LEARN:
+                    out = current.with_loss(out)
             whole = True
         finally:
             plugin.leave(current, whole)
@@ -130,13 +141,13 @@ class Root(Patched):
         super().train(mode)
         # not `mode`: hosts keep some modules in eval mode
         plugin.host_training = {name: module.training for name, module in plugin.host_modules()}
-        if plugin.mode is not Mode.HOST:
-            plugin.freeze()
+        plugin.settle()
         return self
 
     def __setstate__(self, state: Any) -> None:  # as nn.Module's
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._gmmt_plugin.freeze()
+        if "network" in vars(self._gmmt_plugin):
+            self._gmmt_plugin.freeze()
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
@@ -179,35 +190,57 @@ def _swapped(kind: type[Any], original: type[Any]) -> type[Any]:
     # the name stays: hosts store and compare type(net).__name__
     names = {name: getattr(original, name) for name in ("__module__", "__qualname__", "__doc__")}
     names["forward"] = forward
-    if kind is Head:
-        names.update(_redirect_methods(original))
+    if kind is not Point:
+        make = _redirect if kind is Head else _enclose
+        names.update({name: make(name, method) for name, method in _own_methods(original).items()})
     return type(original.__name__, (kind, original), names)
 
 
-def _redirect_methods(original: type[Any]) -> dict[str, Any]:
-    """The public methods that a head's class adds to nn.Module's, as calls of the new head."""
+def _own_methods(original: type[Any]) -> dict[str, Callable[..., Any]]:
+    """The methods that a class adds to nn.Module's: public ones, and those of containers."""
     own: dict[str, Any] = {}
     for cls in reversed(original.__mro__):
         if cls not in nn.Module.__mro__:
             own.update(vars(cls))
     return {
-        name: _redirect(name, method)
+        name: method
         for name, method in own.items()
         if isinstance(method, types.FunctionType)
-        and not name.startswith("_")
+        and (name in CONTAINER or not name.startswith("_"))
         and not hasattr(nn.Module, name)
+        and not inspect.isgeneratorfunction(method)
+        and not inspect.iscoroutinefunction(method)
     }
 
 
 def _redirect(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of the head, which the new head has too."""
+
     @functools.wraps(method)
     def redirected(self: Any, *args: Any, **kwargs: Any) -> Any:
         plugin = self._gmmt_plugin
-        if plugin.uses_new_head:
+        if plugin.uses_new_head and (name not in CONTAINER or _computes(plugin)):
             return getattr(plugin.head, name)(*args, **kwargs)
         return method(self, *args, **kwargs)
 
     return redirected
+
+
+def _enclose(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of the network that is no forward, such as `track`, as a part of a pass."""
+
+    @functools.wraps(method)
+    def enclosed(self: Any, *args: Any, **kwargs: Any) -> Any:
+        plugin, current, whole = self._gmmt_plugin, None, False
+        try:
+            current = plugin.enter()
+            out = method(self, *args, **kwargs)
+            whole = True
+        finally:
+            plugin.leave(current, whole)
+        return out
+
+    return enclosed
 
 
 def _empty(kind: type[Any], original: type[Any]) -> Any:  # a module without its state, for pickle

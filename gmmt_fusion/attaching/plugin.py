@@ -19,6 +19,7 @@ from .records import (
     Fused,
     FusionCall,
     Mode,
+    Override,
     Recorded,
     first_parameter,
     in_backward,
@@ -35,7 +36,7 @@ class Plugin(nn.Module):
     Attributes:
         network: the host's, whose child this is; not registered as a module.
         head_name: of the host's head in it.
-        override: a mode that holds for a while in place of GENERATE and LEARN, with what it fills.
+        overrides: modes that hold for a while in place of GENERATE and LEARN, the last one first.
         degradation: what degrades the inputs of a training forward; see `Attachment.degradation`.
         total_loss_weight: λ, where the host returns its "total_loss".
         frozen: whether the host was frozen last, and not thawed.
@@ -48,7 +49,7 @@ class Plugin(nn.Module):
         super().__init__()
         object.__setattr__(self, "network", network)
         self.fusion, self.head_name = fusion, head_name
-        self.override: tuple[Mode, list[Recorded]] | None = None
+        self.overrides: list[Override] = []
         self.degradation: Callable[[Any, int, torch.Generator], Any] | None = None  # host's inputs
         self.total_loss_weight: float | None = None
         self.frozen, self.has_fused, self.warned = False, False, False
@@ -60,7 +61,7 @@ class Plugin(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         # what belongs to one forward is not copied: a loss with a graph cannot be
         # and a copy made in `disabled()`, which nothing would end, is enabled
-        own = {"override": None, "learned": None, "threads": None}
+        own: dict[str, Any] = {"overrides": [], "learned": None, "threads": None}
         return {**self.__dict__, **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -71,22 +72,27 @@ class Plugin(nn.Module):
         return cast(nn.Module, self.fusion.head)
 
     @property
-    def mode(self) -> Mode:
-        if self.override is not None:
-            return self.override[0]
-        return Mode.LEARN if self.training else Mode.GENERATE
+    def current(self) -> "ForwardPass | None":
+        """The pass that this thread is in; None outside of all patched modules."""
+        current: ForwardPass | None = getattr(self.threads, "current", None)
+        return None if current is None or current.depth == 0 else current
 
     @property
-    def in_forward(self) -> bool:
-        """Whether this thread is inside of a patched module."""
-        current: ForwardPass | None = getattr(self.threads, "current", None)
-        return current is not None and current.depth > 0
+    def mode(self) -> Mode:
+        """Of the pass that this thread is in, else of the next."""
+        current = self.current
+        return self.next_mode if current is None else current.mode
+
+    @property
+    def next_mode(self) -> Mode:
+        if self.overrides:
+            return self.overrides[-1].mode
+        return Mode.LEARN if self.training else Mode.GENERATE
 
     @property
     def uses_new_head(self) -> bool:
         """Whether the host's head is not the one in use."""
-        current: ForwardPass | None = getattr(self.threads, "current", None)
-        mode = self.mode if current is None or current.depth == 0 else current.mode
+        mode = self.mode
         return mode is Mode.GENERATE or mode is Mode.LEARN
 
     def enter(self) -> "ForwardPass":
@@ -96,24 +102,26 @@ class Plugin(nn.Module):
         Where nothing was fused in it, the next call belongs to it too: hosts that are called in
         stages have the modality maps in one and the fused map in another.
         """
-        mode = self.mode
-        if mode is Mode.LEARN and in_backward():
-            current: ForwardPass | None = self.replayed()
-        else:
-            current = getattr(self.threads, "current", None)
-        if current is None or (current.depth == 0 and current.mode is not mode):
-            current = ForwardPass(self, mode, self.override[1] if self.override else [])
-            self.threads.current = current
-            if mode is Mode.LEARN:
-                self.threads.learned = self.learned = current
+        current: ForwardPass | None = getattr(self.threads, "current", None)
+        if current is None or current.depth == 0:
+            mode = self.next_mode
+            if mode is Mode.LEARN and in_backward():
+                current = self.replayed()
+            elif current is None or current.mode is not mode:
+                current = ForwardPass(
+                    self, mode, self.overrides[-1].recording if self.overrides else []
+                )
+                self.threads.current = current
+                if mode is Mode.LEARN:
+                    self.threads.learned = self.learned = current
         current.depth += 1
         return current
 
     def leave(self, current: "ForwardPass | None", whole: bool) -> None:
-        """The end of such a call; `whole` is False after an exception, which ends the pass."""
+        """The end of such a call; `whole` is False after an exception, which may end the pass."""
         if current is not None:
             current.depth -= 1
-        if not whole or current is None or (current.depth == 0 and current.fused):
+        if current is None or (current.depth == 0 and (current.fused or not whole)):
             self.threads.current = None
 
     def fuse_alone(self, features: Sequence[Tensor], fused: Fused) -> Tensor:
@@ -193,11 +201,20 @@ class Plugin(nn.Module):
         for name, parameter in self.host_parameters():
             parameter.requires_grad_(self.host_requires_grad.get(name, parameter.requires_grad))
 
-    def set_override(self, override: tuple[Mode, list[Recorded]] | None) -> None:
+    def add_override(self, override: Override) -> None:
         """Another mode from the next forward on, and the host frozen or thawed for it."""
-        self.override = override
+        self.overrides.append(override)
+        self.settle()
+
+    def remove_override(self, override: Override) -> None:
+        """The end of such a mode, whichever else began after it; once is enough."""
+        self.overrides = [other for other in self.overrides if other is not override]
         self.threads.current = None  # of a forward that Ctrl-C has ended, maybe
-        if self.mode is Mode.HOST:
+        self.settle()
+
+    def settle(self) -> None:
+        """Freeze or thaw the host as the next forward wants it."""
+        if self.next_mode is Mode.HOST:
             self.thaw()
         else:
             self.freeze()
@@ -220,6 +237,7 @@ class ForwardPass:
         self.fused = False
         self.depth = 0
         self.gradients = torch.is_grad_enabled()
+        self.stages = 0  # forwards of the network that belong to it
         self.targets: list[Tensor] | None = None  # of the clean inputs, while the degraded ones run
         self.clean = 0
 
@@ -302,20 +320,27 @@ class ForwardPass:
             )
         if not self.calls:
             return out  # a stage before the fusion, or after it
+        outputs = outputs if weight is None else summed
         losses = [call.loss for call in self.calls]
         if len(losses) != len(outputs):
             losses = [torch.stack(losses).sum() / max(len(outputs), 1)] * len(outputs)
         for part, loss in zip(outputs, losses, strict=True):
             part["generative_loss"] = loss
-            if weight is not None and "total_loss" in part:
+            if weight is not None:
                 part["total_loss"] = part["total_loss"] + weight * loss
         return out
 
     def degrade(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:  # host's inputs
         """Run the host on its clean inputs, keep its fused maps, and return the degraded inputs."""
         plugin, degradation = self.plugin, self.plugin.degradation
+        self.stages += 1
         if degradation is None:
             return args, kwargs
+        if self.stages > 1:
+            raise ValueError(
+                "the host's forward is called in stages, and a degradation needs all of it in one "
+                "call; set Attachment.degradation = None, and degrade the data"
+            )
         inputs = degradation((args, kwargs), self.modalities, plugin.fusion.generator)
         clean = ForwardPass(plugin, Mode.RECORD, [])
         clean.depth = 1

@@ -21,6 +21,14 @@ class Mode(enum.Enum):
     RECORD = "the host's own fusion and head; what would have been generated is collected"
 
 
+@dataclass(eq=False)
+class Override:
+    """A mode for a while, and the list that a RECORD fills."""
+
+    mode: Mode
+    recording: "list[Recorded]"
+
+
 class Recorded(tuple[list[Tensor], Tensor]):
     """One map that would have been generated, as a pair (features, fused).
 

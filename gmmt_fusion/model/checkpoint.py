@@ -52,7 +52,7 @@ def find(name: str | Path, subfolder: str = "", **options: Any) -> Path:  # of h
             f"unknown option {unknown[0]!r}; expected subfolder, or for a hub id one of "
             f"{', '.join(DOWNLOAD_OPTIONS)}"
         )
-    text = os.fspath(name)
+    text = os.path.expanduser(os.fspath(name))
     if _is_path(name):
         if not (Path(text) / subfolder).is_dir():
             raise OSError(

@@ -124,6 +124,8 @@ class FusionConfig:
             ("channels", int(self.channels)),
             ("modalities", int(self.modalities)),
             ("steps", int(self.steps)),
+            ("eta", float(self.eta)),
+            ("last_timestep_probability", float(self.last_timestep_probability)),
             ("size", (height, width)),
             ("network_config", {k: _as_plain(v) for k, v in network_config.items()}),
             ("scheduler", scheduler and {k: _as_plain(v) for k, v in scheduler.items()}),

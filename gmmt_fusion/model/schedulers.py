@@ -44,6 +44,7 @@ def build_scheduler(scheduler: Scheduler, prediction_type: str) -> Scheduler:
                 f"scheduler has _class_name={name!r}; expected the name of a diffusers scheduler"
             )
         config = {"prediction_type": prediction_type, **config}
+        config = {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()}
         _check_values(cls, config)
         try:
             with torch.device("cpu"):  # its tables are read there, whatever the default device

@@ -1,5 +1,6 @@
 """Fine-tuning inside a host's own training script."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -101,8 +102,11 @@ class _Losses:
 
     def __call__(self, out: Any, *args: Any, **kwargs: Any) -> Any:
         result = self.own(out, *args, **kwargs)
+        if not self.attachment.enabled:
+            return result
         # not the attachment's: DDP hands on other tensors
         parts = out if isinstance(out, list | tuple) else [out]
+        parts = [part for part in parts if isinstance(part, Mapping)]
         found = [part["generative_loss"] for part in parts if "generative_loss" in part]
         if not found:
             if torch.is_grad_enabled():  # a validation has them off
