@@ -216,3 +216,17 @@ def test_a_part_of_an_attached_host_can_be_copied() -> None:
     attach(network, CONCAT.make_fusion(), ModuleAdapter("fuse", "head"))
     copied = copy.deepcopy(network.head)
     assert torch.equal(copied.score.weight, network.head.score.weight)
+
+
+def test_methods_kept_from_before_detach_are_the_hosts() -> None:
+    network = TrackedByMethod(by_method).eval()
+    expected = network(search())
+    maps = torch.rand(1, CHANNELS, 8, 8)
+    score = network.head.infer(maps)
+    handle = attach(network, CONCAT.make_fusion(), ModuleAdapter("fuse", "head"))
+    with torch.no_grad():
+        handle.head.score.bias.fill_(100)
+    forward, track, infer = network.forward, network.track, network.head.infer
+    handle.detach()
+    assert torch.equal(forward(search()), expected) and torch.equal(track(search()), expected)
+    assert torch.equal(infer(maps), score)

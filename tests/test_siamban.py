@@ -312,3 +312,5 @@ def test_compiled_tracking() -> None:
             torch.testing.assert_close(compiled(search), model.track(search))
         model.template(template.flip(0))
         torch.testing.assert_close(compiled(search), model.track(search))
+        handle.detach()
+        torch.testing.assert_close(compiled(search), model.track(search))

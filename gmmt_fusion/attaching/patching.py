@@ -185,6 +185,8 @@ def _swapped(kind: type[Any], original: type[Any]) -> type[Any]:
 
     @functools.wraps(original.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:  # tools read the host's signature
+        if getattr(self, "_gmmt_plugin", None) is None:  # a bound method, kept from before detach
+            return original.forward(self, *args, **kwargs)
         return kind.forward(self, *args, **kwargs)
 
     # the name stays: hosts store and compare type(net).__name__
@@ -218,8 +220,12 @@ def _redirect(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(method)
     def redirected(self: Any, *args: Any, **kwargs: Any) -> Any:
-        plugin = self._gmmt_plugin
-        if plugin.uses_new_head and (name not in CONTAINER or _computes(plugin)):
+        plugin = getattr(self, "_gmmt_plugin", None)  # None in a bound method kept after detach
+        if (
+            plugin is not None
+            and plugin.uses_new_head
+            and (name not in CONTAINER or _computes(plugin))
+        ):
             return getattr(plugin.head, name)(*args, **kwargs)
         return method(self, *args, **kwargs)
 
@@ -231,7 +237,9 @@ def _enclose(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(method)
     def enclosed(self: Any, *args: Any, **kwargs: Any) -> Any:
-        plugin, current, whole = self._gmmt_plugin, None, False
+        plugin, current, whole = getattr(self, "_gmmt_plugin", None), None, False
+        if plugin is None:  # a bound method, kept from before detach
+            return method(self, *args, **kwargs)
         try:
             current = plugin.enter()
             out = method(self, *args, **kwargs)
