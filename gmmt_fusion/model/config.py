@@ -22,6 +22,7 @@ from .schedulers import PREDICTION_TYPES
 
 RESIDUALS = ("conv1x1", "conv3x3", "first", None)
 CLASS_NAME = "GenerativeFusion"  # as huggingface's configs name the class that they belong to
+MOST_TOKENS = 16 * 16  # of the presets for a transformer: beyond, a token is a patch
 MOST_CHANNELS, MOST_NUMBERS = 2**16, 2**27  # of a map
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -143,7 +144,8 @@ class FusionConfig:
         ============  ==========  ======  =====================================================
         name          parameters  GFLOP   network
         ============  ==========  ======  =====================================================
-        "small"       8.1 M       4.1     UViT, n = 1, width C/2; the one for a transformer
+        "small"       8.1 M       4.1     UViT, n = 1, width C/2; the one for a transformer. Maps of
+                                          more than 16×16 positions: a token for 2×2
         "small-unet"  19.0 M      4.0     UNet, n = 3, widths C/6 · (1, 1.5, 2); for a CNN
         "paper-uvit"  64.1 M      32.7    UViT, n = 1, width 1200, 12 heads
         "paper-unet"  979 M       117.8   UNet, n = 9, widths 768 · (1, 1.5, 2)
@@ -154,7 +156,11 @@ class FusionConfig:
         """
         if name not in PRESETS:
             raise ValueError(f"preset {name!r} is unknown; expected one of {tuple(PRESETS)}")
-        return cls(**{"channels": channels, "size": size, **PRESETS[name], **options})
+        height, width = check_size(size)
+        chosen = {"channels": channels, "size": size, **PRESETS[name]}
+        if name == "small" and height * width > MOST_TOKENS:
+            chosen["network_config"] = {"patch_size": 2}
+        return cls(**{**chosen, **options})
 
     @classmethod
     def signature(cls) -> inspect.Signature:
