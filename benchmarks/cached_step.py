@@ -110,9 +110,7 @@ def measure(steps: int, batch: int, folder: Path, **fusion: Any) -> dict[str, fl
     fine_tune(handle, loader, host["cached"], folder / "run", epochs=epochs, progress=True)
     fine_tuning._Loop._group_batches = load
     taken = clock.steps[1:]
-    return {
-        part: 1e3 * statistics.median(step.get(part, 0.0) for step in taken) for part in PARTS
-    }
+    return {part: 1e3 * statistics.median(step.get(part, 0.0) for step in taken) for part in PARTS}
 
 
 def main() -> None:

@@ -230,9 +230,7 @@ class GenerativeFusion(nn.Module):
             features: m maps (B, C, H, W); `fused`: the host's fused map (B, C, H, W).
             generator: draws noise and timesteps; default `self.generator`.
 
-        Raises:
-            TypeError, ValueError: maps that do not fit or, on a CPU, are not finite, named. (A GPU
-                would have to be waited for; the loss is NaN there.)
+        Raises: TypeError, ValueError: maps that do not fit, or on a CPU are not finite, named.
         """
         maps, x_0, dtype = self._training_inputs(features, fused)
         prediction, loss = self.method.loss(self._bind(maps), x_0, generator or self.generator)
@@ -388,7 +386,7 @@ class GenerativeFusion(nn.Module):
         self, features: Features, fused: Tensor
     ) -> tuple[list[Tensor], Tensor, torch.dtype]:
         dtype = check_maps(features, fused, self.modalities, self.channels)
-        if fused.device.type == "cpu":
+        if fused.device.type == "cpu":  # a GPU would be waited for
             check_finite(features, fused)
         mean, std = self._fused_moments()
         return self._normalise(features), (fused.float() - mean) / std, dtype

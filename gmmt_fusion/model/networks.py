@@ -33,7 +33,7 @@ def timestep_embedding(timesteps: Tensor, width: int) -> Tensor:
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """Maps (B, C, H, W) whose sides `multiple` divides: their edge goes on below and to the right."""
+    """Maps (B, C, H, W) whose sides `multiple` divides: their edge goes on below and right."""
     bottom, right = (-side % multiple for side in x.shape[-2:])
     return F.pad(x, (0, right, 0, bottom), mode="replicate") if bottom or right else x
 
@@ -191,7 +191,7 @@ class UNet(nn.Module):
         widths: channels of each level, default `w · (1, 1.5, 2)` as in the paper with w a sixth of
             the host's channels; `depth`: residual blocks a level (the paper's n is `depth ·
             len(widths)`).
-        patch_size: p; each p × p positions are one of more channels, and the map is as much smaller.
+        patch_size: p; p × p positions become one of more channels, on a smaller map.
         checkpointing: a training step keeps what enters a residual block, and computes the rest
             again.
     """

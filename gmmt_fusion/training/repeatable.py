@@ -100,7 +100,7 @@ class _Repeatable(Dataset[tuple[int, int, Any]]):
             set_epoch([self.dataset], epoch)
 
     def __getitems__(self, keys: list[Key]) -> list[tuple[int, int, Any]]:
-        """A batch of samples, as loaders ask for them; what was drawn before goes on once a batch."""
+        """A batch of samples, as loaders ask for them; random states are kept once for all."""
         samples = []
         with draw_from(self.seed):
             for epoch, place, index in keys:
