@@ -18,6 +18,7 @@ COMMANDS = {  # name: (module, what it does)
     "track": (".commands.track", "run a tracker over a benchmark, or over your own pair of videos"),
     "evaluate": (".commands.evaluate", "score result files by a benchmark's own protocol"),
     "figures": (".commands.figures", "draw what a fusion generates in a tracker"),
+    "info": (".commands.info", "tell what a saved fusion is"),
 }
 EXIT_CODES = """exit codes:
   0    done
