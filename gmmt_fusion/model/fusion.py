@@ -48,7 +48,7 @@ class GenerativeFusion(nn.Module):
 
     GMMT (Tang et al., AAAI 2024, arXiv 2309.01728). `fusion(f_1, …, f_m)` gives a map (B, C, H, W)
     from m maps (B, C, H, W) of any H and W, in their device and dtype; with `out_channels` the
-    fused map has those in place of C, here and below.
+    fused map has those, here and below.
 
     Args:
         channels: C of the host's maps.
@@ -95,11 +95,7 @@ class GenerativeFusion(nn.Module):
     def preset(
         cls, name: str, channels: int, size: int | Sequence[int] = 16, **options: Any
     ) -> "GenerativeFusion":
-        """A fusion of a named size, as `FusionConfig.preset` lists them.
-
-        `options` are fields of `FusionConfig` and take precedence. Raises ValueError for an unknown
-        name.
-        """
+        """A fusion of a named size; arguments and errors as `FusionConfig.preset`'s."""
         config = FusionConfig.preset(name, channels, size, **options)
         named = {key: getattr(config, key) for key in vars(config) if key != "channels"}
         return cls(config.channels, **{**named, **options})
@@ -314,9 +310,8 @@ class GenerativeFusion(nn.Module):
     def push_to_hub(self, repo_id: str, **options: Any) -> str:  # of huggingface_hub's
         """Upload what `save_pretrained` writes to the Hugging Face hub, and return its address.
 
-        Args:
-            repo_id: "owner/name"; made where it is missing.
-            options: token, private, revision, commit_message.
+        repo_id: "owner/name", made where it is missing. options: token, private, revision,
+        commit_message.
         """
         return checkpoint.upload(repo_id, self.save_pretrained, **options)
 
@@ -382,8 +377,7 @@ class GenerativeFusion(nn.Module):
         """Noise (num_samples · B, C, H, W); without a generator one for the whole batch."""
         batch, size = like.shape[0] // num_samples, like.shape[2:]
         if generator is not None:
-            shape = like.shape[0], self.out_channels, *size
-            return standard_normal(shape, generator, like.device)
+            return standard_normal((len(like), self.out_channels, *size), generator, like.device)
         noise = self.noise.float()
         if num_samples > 1 or noise.shape[2:] != size:
             noise = self._starting_noise(size, num_samples)

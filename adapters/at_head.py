@@ -1,0 +1,39 @@
+"""What adapters share whose host has its fused map nowhere but at the head's input."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from gmmt_fusion.attaching.adapter import Adapter
+from gmmt_fusion.attaching.plugin import ForwardPass
+
+
+class AtHeadAdapter(Adapter):
+    """The fused map is the first map that the head is called with; `fuse` is the head's method."""
+
+    @abstractmethod
+    def features(self, current: ForwardPass, fused: Tensor) -> Sequence[Tensor]:
+        """The m maps (B, C, H, W) that the head's input `fused` is of."""
+
+    def fuse(
+        self, current: ForwardPass, forward: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:  # whatever the host's head returns
+        given: dict[int | str, Any] = {**dict(enumerate(args)), **kwargs}
+        maps = [key for key, x in given.items() if isinstance(x, Tensor) and x.ndim == 4]
+        if not maps:
+            kinds = ", ".join(type(x).__name__ for x in given.values())
+            raise ValueError(
+                f"the head {self.head!r} was called with {kinds or 'nothing'}; expected the fused "
+                "map (B, C, H, W) as an argument"
+            )
+        fused = given[maps[0]]
+        generated = current.fuse(self.features(current, fused), fused)
+        if generated.shape != fused.shape:
+            raise ValueError(
+                f"the fusion gives maps {tuple(generated.shape)}, and the head {self.head!r} takes "
+                f"{tuple(fused.shape)}; build it with out_channels={fused.shape[1]}"
+            )
+        given[maps[0]] = generated
+        return forward(*[given.pop(i) for i in range(len(args))], **given)
