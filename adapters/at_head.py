@@ -20,20 +20,26 @@ class AtHeadAdapter(Adapter):
     def fuse(
         self, current: ForwardPass, forward: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:  # whatever the host's head returns
-        given: dict[int | str, Any] = {**dict(enumerate(args)), **kwargs}
-        maps = [key for key, x in given.items() if isinstance(x, Tensor) and x.ndim == 4]
+        positional = list(args)
+        places: list[tuple[Any, Any]] = [(positional, i) for i in range(len(args))]
+        places += [(kwargs, name) for name in kwargs]
+        maps = [(holder, key) for holder, key in places if _is_map(holder[key])]
         if not maps:
-            kinds = ", ".join(type(x).__name__ for x in given.values())
+            kinds = ", ".join(type(holder[key]).__name__ for holder, key in places)
             raise ValueError(
                 f"the head {self.head!r} was called with {kinds or 'nothing'}; expected the fused "
                 "map (B, C, H, W) as an argument"
             )
-        fused = given[maps[0]]
-        generated = current.fuse(self.features(current, fused), fused)
+        holder, key = maps[0]
+        fused: Tensor = holder[key]
+        holder[key] = generated = current.fuse(self.features(current, fused), fused)
         if generated.shape != fused.shape:
             raise ValueError(
                 f"the fusion gives maps {tuple(generated.shape)}, and the head {self.head!r} takes "
                 f"{tuple(fused.shape)}; build it with out_channels={fused.shape[1]}"
             )
-        given[maps[0]] = generated
-        return forward(*[given.pop(i) for i in range(len(args))], **given)
+        return forward(*positional, **kwargs)
+
+
+def _is_map(x: object) -> bool:
+    return isinstance(x, Tensor) and x.ndim == 4
