@@ -127,7 +127,7 @@ def load_weights(network: nn.Module, path: str) -> None:
 
 def _report(job: Job, handle: Attachment, fusion: str) -> None:
     adapters = {point["adapter"] for point in handle.describe()["adapter"].values()}
-    what = ", ".join(sorted(adapters))
+    what = ", ".join(sorted(adapters - {"NoneType"}))  # the head may need no method
     _attached.add(handle.network)
     trained = sum(parameter.numel() for parameter in handle.parameters())
     job.note("attached", what)
