@@ -170,9 +170,7 @@ def two_stream(model: nn.Module, tir_model: nn.Module | None = None) -> nn.Modul
     return model
 
 
-def load_streams(
-    model: nn.Module, rgb: Mapping[str, Tensor], tir: Mapping[str, Tensor]
-) -> None:
+def load_streams(model: nn.Module, rgb: Mapping[str, Tensor], tir: Mapping[str, Tensor]) -> None:
     """Load the weights of two models of one modality into a two-stream model, as `two_stream` does.
 
     Its fusion starts as the mean of the modalities, its head as that of `rgb`.
@@ -207,6 +205,7 @@ class SiamBANAdapter(Adapter):
 
     head = "head"
     modalities = 2
+    size = 31  # of the search map, with siamban's search regions of 255 pixels
 
     def points(self, network: nn.Module) -> Mapping[str, Method]:
         return {"neck": self.neck, "neck.fusion": self.fuse}

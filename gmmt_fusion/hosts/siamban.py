@@ -35,35 +35,6 @@ def step_in(job: Job, patches: Patches, module: ModuleType) -> None:
         watch_training(job, module, patches)
 
 
-def read_pairs(cv2: ModuleType, patches: Patches) -> None:
-    """Let `cv2.imread` read a name like `{visible,infrared}/1.jpg` as one image (H, W, 6)."""
-    from .siamban_data import read_pair, split_pair
-
-    own = cv2.imread
-
-    @functools.wraps(own)
-    def imread(filename: Any, *args: Any, **kwargs: Any) -> Any:  # as OpenCV's
-        pair = split_pair(os.fspath(filename))
-        return own(filename, *args, **kwargs) if pair is None else read_pair(*pair)
-
-    patches.set(cv2, "imread", imread)
-
-
-def close_no_windows(cv2: ModuleType, patches: Patches) -> None:
-    """Let `cv2.destroyAllWindows` do nothing in an OpenCV without windows, which has none open."""
-    own = cv2.destroyAllWindows
-
-    @functools.wraps(own)
-    def destroy_all_windows() -> None:
-        try:
-            own()
-        except cv2.error as error:
-            if "not implemented" not in str(error):
-                raise
-
-    patches.set(cv2, "destroyAllWindows", destroy_all_windows)
-
-
 def add_backbones(module: ModuleType, patches: Patches) -> None:
     """`two_stream_resnet50`, and so of every other backbone, as names for a config."""
     from ..adapters.siamban import TwoStreamBackbone
@@ -143,7 +114,7 @@ def run_alone(module: ModuleType, patches: Patches) -> None:
         if "RANK" in os.environ:
             result: tuple[int, int] = own()
             return result
-        module.rank, module.world_size, module.inited = 0, 1, True
+        vars(module).update(rank=0, world_size=1, inited=True)
         return 0, 1
 
     patches.set(module, "dist_init", dist_init)

@@ -9,7 +9,7 @@ from string import Template
 from types import MappingProxyType
 
 _CONFIG = Template("""\
-# $about
+# The Siamese tracker of the paper "GMMT" (AAAI 2024). $about
 META_ARC: "$name"
 
 BACKBONE:
@@ -88,12 +88,12 @@ _LAST = "snapshot/checkpoint_e20.pth"
 _STAGES: dict[str, dict[str, object]] = {
     "siamban_r50_l3_rgb": {
         **_ONE_STREAM,
-        "about": "Stage 1.1 of the paper's Siamese tracker: SiamBAN of one level on RGB images.",
+        "about": "Stage 1.1: SiamBAN of one level, on RGB images alone.",
         "images": "visible",
     },
     "siamban_r50_l3_tir": {
         **_ONE_STREAM,
-        "about": "Stage 1.1 of the paper's Siamese tracker: SiamBAN of one level on thermal images.",
+        "about": "Stage 1.1: SiamBAN of one level, on thermal images alone.",
         "images": "infrared",
     },
     "siamban_r50_l3_rgbt": {
@@ -106,11 +106,10 @@ _STAGES: dict[str, dict[str, object]] = {
     },
     "siamban_r50_l3_gmmt": {
         **_TWO_STREAMS,
-        "about": "Stage 2: the generative fusion and its head, of a tracker that is frozen.",
+        "about": "Stage 2: the generative fusion and its head; the tracker is frozen.",
         "train_epoch": "100  # never: the tracker is frozen",
         "epochs": 100,
         "batch": 8,
-        "weights": f"../siamban_r50_l3_rgbt/{_LAST}",
         "warm_up": 20,
     },
 }

@@ -31,7 +31,10 @@ _PAIR = re.compile(r"(.*)\{([^{},]+),([^{},]+)\}(.*)")
 def split_pair(name: str) -> tuple[str, str] | None:
     """The two names of a pair, `a{b,c}d` for `abd` and `acd`; None for a name of one file."""
     found = _PAIR.fullmatch(name)
-    return None if found is None else (found[1] + found[2] + found[4], found[1] + found[3] + found[4])
+    if found is None:
+        return None
+    start, first, second, end = found.groups()
+    return start + first + end, start + second + end
 
 
 def read_pair(first: str, second: str) -> np.ndarray:
@@ -66,8 +69,7 @@ def write_configs(checkout: Path, benchmark: str) -> list[Path]:
         path = checkout / "experiments" / name / "config.yaml"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            text = text.replace("BENCHMARK", benchmark)
-            write_atomically(path, lambda to, text=text: to.write_text(text))
+            _write(path, text.replace("BENCHMARK", benchmark).encode())
             made.append(path)
     return made
 
@@ -101,7 +103,7 @@ def write_test_set(
     name = f"OTB-{layout}"  # its factory takes a name with OTB for a list of that form
     folder = checkout / "testing_dataset" / name
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / f"{name}.json", lambda to: to.write_text(json.dumps(videos)))
+    _write(folder / f"{name}.json", json.dumps(videos).encode())
     return name, len(videos)
 
 
@@ -131,7 +133,7 @@ def write_training_set(
     }
     if not annotations:
         raise ValueError(f"{data} has no frame with the target; expected boxes with positive sizes")
-    write_atomically(folder / "train.json", lambda to: to.write_text(json.dumps(annotations)))
+    _write(folder / "train.json", json.dumps(annotations).encode())
     return len(annotations), sum(map(len, boxes))
 
 
@@ -142,6 +144,10 @@ def _check_layout(name: str) -> str:
             "images; expected gtot, lasher, rgbt234, vot-rgbt or vtuav"
         )
     return name
+
+
+def _write(path: Path, content: bytes) -> None:
+    write_atomically(path, lambda to: to.write_bytes(content))
 
 
 def _truth(sequence: TrackingSequence) -> np.ndarray:
@@ -187,8 +193,8 @@ def _write_crops(folder: Path, sequence: TrackingSequence) -> dict[str, list[flo
             if not path.exists():
                 assert isinstance(stream, Images)
                 path.parent.mkdir(parents=True, exist_ok=True)
-                coded = cv2.imencode(".jpg", crop(read_image(stream.paths[index]), box))[1]
-                write_atomically(path, lambda to, coded=coded: to.write_bytes(coded.tobytes()))
+                shown = crop(read_image(stream.paths[index]), box)
+                _write(path, cv2.imencode(".jpg", shown)[1].tobytes())
     return frames
 
 

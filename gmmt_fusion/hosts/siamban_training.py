@@ -53,7 +53,7 @@ class Training:
         """The network's constructor; the last network is the one to be trained."""
 
         @functools.wraps(own)
-        def __init__(network: nn.Module, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        def __init__(network: nn.Module, *args: Any, **kwargs: Any) -> None:
             own(network, *args, **kwargs)
             self.network = weakref.ref(network)
 
