@@ -16,6 +16,7 @@ from .evaluation.layouts import LAYOUTS
 from .evaluation.reports import format_table, write_curves
 from .evaluation.scoring import score_folders
 from .evaluation.text_files import printable, read_names
+from .hosts.command import add_run
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -28,14 +29,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = make_parser().parse_args(arguments)
     try:
-        options.run(options)
+        code: int | None = options.run(options)
     except (OSError, ValueError, ImportError, MemoryError) as error:
         _print(f"error: {error or 'out of memory'}", sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    return 0
+    return code or 0
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -47,6 +48,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     _add_track(commands)
     _add_figures(commands)
+    add_run(commands)
     return parser
 
 

@@ -52,7 +52,8 @@ FLOORS = [
     {"attaching"},
     {"adapters"},
     {"training", "evaluation"},
-    {"hosts", "cli"},
+    {"hosts"},
+    {"cli"},
     {"__main__", ""},
 ]
 
