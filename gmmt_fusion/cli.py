@@ -17,6 +17,7 @@ from .evaluation.reports import format_table, write_curves
 from .evaluation.scoring import score_folders
 from .evaluation.text_files import printable, read_names
 from .hosts.command import add_run
+from .hosts.siamban_command import add_siamban_data
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -49,6 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_track(commands)
     _add_figures(commands)
     add_run(commands)
+    add_siamban_data(commands)
     return parser
 
 
