@@ -115,15 +115,15 @@ def run(options: argparse.Namespace) -> int:
 def find_root(script: str) -> str:
     """The folder of the repository that a script belongs to.
 
-    The current one where the script lies in it, else the nearest one above with a `.git`, else the
-    script's own.
+    The current one where the script lies in it, else the nearest one above with a `.git` or, of an
+    unpacked archive, a README.md, else the script's own.
     """
     path = Path(os.path.realpath(script))
     here = Path(os.path.realpath(""))
     if here in path.parents:
         return str(here)
     for folder in path.parents:
-        if (folder / ".git").exists():
+        if (folder / ".git").exists() or (folder / "README.md").exists():
             return str(folder)
     return str(path.parent)
 
