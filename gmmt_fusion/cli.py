@@ -19,6 +19,8 @@ COMMANDS = {  # name: (module, what it does)
     "evaluate": (".commands.evaluate", "score result files by a benchmark's own protocol"),
     "figures": (".commands.figures", "draw what a fusion generates in a tracker"),
     "info": (".commands.info", "tell what a saved fusion is"),
+    "run": (".hosts.command", "run a tracker's own script, unedited, with a fusion attached"),
+    "siamban-data": (".hosts.siamban_command", "lay a benchmark out for siamban's own scripts"),
 }
 EPILOG = """exit codes:
   0    done
