@@ -12,10 +12,11 @@ from ablation_scoring import overlaps, success
 from ablation_training import CHANNELS, Convolutions, Frozen, Silent, tracking_loss
 from einops import rearrange
 from torch import nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, RandomSampler
 
 from gmmt_fusion import Attachment, GenerativeFusion, attach
 from gmmt_fusion.adapters import ModuleAdapter
+from gmmt_fusion.files import write_atomically
 from gmmt_fusion.training import CachedFeatures, Degradation, cache_features, fine_tune, recipes
 from gmmt_fusion.training.degradation import KINDS
 
@@ -27,9 +28,9 @@ from embedded.training import PairDataset
 ADAPTER = ModuleAdapter("fusion", "head", size=SEARCH_MAP)
 SMALL_UNET = {"network": "unet", "network_config": {"widths": (16, 24, 32)}}  # 0.26 M parameters
 WIDTH = 136  # of the plain convolutions, 0.25 M
-STEPS, EPOCHS, BATCH = 96, 3, 8
+STEPS, EPOCHS, BATCH = 96, 2, 8
 MIX = (*KINDS, "missing", "missing", "missing")  # half of the degraded samples lack a modality
-PAIRS, MOST = 16, 1920  # cached a sequence, and in all
+PAIRS, MOST = 16, 384  # cached a sequence, and in all: half of what the budget sees
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def build(row: Row, seed: int, calibration: CachedFeatures) -> Attachment:
 
 
 def train(row: Row, seed: int, sequences: int, work: Path, validation: list[Path]) -> Attachment:
-    """Fine-tuned in `work / "training"`, which gets the best and the final weights."""
+    """Fine-tuned in `work / "training"`, and left with the best weights; the last are `end.pt`."""
     features, calibration = (
         CachedFeatures(folder) for folder in prepare(row, seed, sequences, work)
     )
@@ -95,25 +96,22 @@ def train(row: Row, seed: int, sequences: int, work: Path, validation: list[Path
         kept = [g | {"weight_decay": row.weight_decay} for g in groups if g["params"] and g["lr"]]
         return recipes.adamw_optimizer(kept[row.control == "head" :], epochs, steps)
 
-    chosen, per_epoch = [], STEPS * BATCH // EPOCHS
-    generator = torch.Generator().manual_seed(seed)
-    while len(chosen) < per_epoch:  # an epoch of few samples sees them several times
-        chosen += torch.randperm(len(features), generator=generator).tolist()
-    epoch = chosen[: max(per_epoch, len(features))]
-    loader = DataLoader(
-        Subset(features, epoch),
-        BATCH,
-        sampler=torch.utils.data.RandomSampler(
-            epoch, num_samples=per_epoch, generator=torch.Generator()
-        ),
-    )
+    # an epoch of few samples sees them several times
+    sampler = RandomSampler(features, num_samples=STEPS * BATCH // EPOCHS)
+    loader = DataLoader(features, BATCH, sampler=sampler)
     torch.manual_seed(seed)
+
+    def validate(handle: Attachment) -> float:
+        state = handle.fusion.state_dict()
+        write_atomically(work / "end.pt", lambda path: torch.save(state, path))
+        return sum(score(handle, folder)[0] for folder in validation)
+
     fine_tune(
         handle,
         loader,
         tracking_loss,
         work / "training",
-        validate=lambda handle: sum(score(handle, folder)[0] for folder in validation),
+        validate=validate,
         epochs=EPOCHS,
         generative_weight=row.weight,
         recipe=recipe,
