@@ -77,7 +77,9 @@ def collect_maps(
             generated.append(made[0].cpu())
             if index in shown:
                 sequence, frame = places[index]
-                patches = _find_patches(seen, family.takes_bgr(sequence.auxiliary.depth))
+                patches = _find_patches(
+                    seen, family.takes_bgr(getattr(sequence.auxiliary, "depth", False))
+                )
                 examples[sequence.name] = Example(
                     frame, patches, [f[0] for f in features], host[0], made[0]
                 )

@@ -49,9 +49,10 @@ def run(
         the tracker failed.
     """
     family, first_box = find_family(tracker), sequence.box.tolist()
+    depth = getattr(sequence.auxiliary, "depth", False)  # a list of frames does not say
     boxes, confidences, seconds = [sequence.box], [0.0], 0.0
     for number, (visible, auxiliary) in enumerate(sequence, 1):
-        image = family.join(visible, auxiliary, sequence.auxiliary.depth)
+        image = family.join(visible, auxiliary, depth)
         place = f"{sequence.name}, frame {number}"
         started = time.perf_counter()
         try:
