@@ -310,13 +310,13 @@ class _Loop:
                 maps += self.attachment.fused_maps
         if self.state.step == 0:
             self.attachment.check_gradients()
-        values = self.reduce_to_means(sums)
-        norm = self.settings.max_gradient_norm or math.inf
-        values["gradient_norm"] = float(
-            self.accelerator.clip_grad_norm_(self.fusion.parameters, norm)
-        )
-        if self.accelerator.scaler is None:  # which skips such steps, and lowers its scale
-            self.check_finite(values)
+        most = self.settings.max_gradient_norm or math.inf
+        norm = self.accelerator.clip_grad_norm_(self.fusion.parameters, most)
+        # read at once: a GPU is waited for a single time in a step, and the norm is all processes'
+        values = self.reduce_to_means({**sums, "gradient_norm": norm.float()})
+        # the scaler skips steps whose gradients are not, and lowers its scale
+        scaled = self.accelerator.scaler is not None
+        self.check_finite({k: v for k, v in values.items() if not scaled or k in sums})
         values["learning_rate"] = float(optimizer.param_groups[0]["lr"])
         optimizer.step()
         if self.discriminator is not None:
@@ -352,6 +352,7 @@ class _Loop:
             self.accelerator.backward(loss)
             total += loss.detach()
         values = self.reduce_to_means({"discriminator_loss": total})
+        self.check_finite(values)
         # shared by hand: the wrapped forward knows nothing of this backward
         for parameter in learner.parameters:
             parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
@@ -361,8 +362,7 @@ class _Loop:
     def reduce_to_means(self, values: Mapping[str, Tensor]) -> dict[str, float]:
         """Means over the processes, so that all of them stop where one is not finite."""
         means = self.accelerator.reduce(torch.stack(list(values.values())), "mean").tolist()
-        self.check_finite(named := dict(zip(values, means, strict=True)))
-        return named
+        return dict(zip(values, means, strict=True))
 
     def check_finite(self, values: Mapping[str, float]) -> None:
         """Raise FloatingPointError, which names step, values and checkpoint, unless all are."""
