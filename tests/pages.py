@@ -16,7 +16,6 @@ import os
 import re
 import runpy
 import shlex
-import sys
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -200,8 +199,9 @@ def names_in(blocks: list[Block]) -> set[str]:
     """Every name that the Python which these blocks show imports or uses."""
     names: set[str] = set()
     for block in blocks:
-        if block.language == "python" and block.shown:
-            for node in ast.walk(ast.parse(block.code)):
+        if block.shown and block.language in ("python", "diff"):
+            code = new_side(block.code) if block.language == "diff" else block.code
+            for node in ast.walk(ast.parse(code)):
                 if isinstance(node, ast.Name):
                     names.add(node.id)
                 elif isinstance(node, ast.Attribute):

@@ -41,7 +41,7 @@ def test_the_code_of_a_page_runs(
 )
 def test_every_public_name_has_an_example(module: object) -> None:
     shown = names_in([block for page in PAGES for block in read_blocks(page)])
-    assert not set(module.__all__) - shown
+    assert sorted(set(module.__all__) - shown) == []
 
 
 def test_the_readme_is_short() -> None:
