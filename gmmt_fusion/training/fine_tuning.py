@@ -240,7 +240,7 @@ class _Loop:
         if state.average is not None:
             state.average.copy_to(self.fusion.parameters)
         if self.accelerator.is_main_process:
-            self.attachment.save_pretrained(state.folder / "final")
+            state.save_fusion(state.folder / "final")
         for tracker in self.accelerator.trackers:
             tracker.finish()
         self.accelerator.wait_for_everyone()
@@ -352,7 +352,7 @@ class _Loop:
             with torch.no_grad():
                 value = [float(validate(self.attachment))]
             if value[0] > state.best:
-                self.attachment.save_pretrained(state.folder / "best")
+                state.save_fusion(state.folder / "best", validation=value[0], best=value[0])
         value = broadcast_object_list(value)
         state.best = max(state.best, value[0])
         if state.average is not None:

@@ -19,7 +19,7 @@ from ..files import (
 )
 from ..model import checkpoint
 from .checkpoints import Checkpoint, list_checkpoints, read_last, write_checkpoint
-from .identity import Identity
+from .identity import Identity, summarise
 from .learners import Learner
 from .repeatable import get_random_state, set_random_state
 from .states import pack
@@ -137,11 +137,25 @@ class RunState:
         def write() -> None:
             path = self.folder / "checkpoints" / f"step-{self.step:08d}"
             parts = {name: part.state_dict() for name, part in self._parts().items()}
-            write_checkpoint(path, self.attachment.save_pretrained, about, parts)
+            write_checkpoint(path, self.save_fusion, about, parts)
             for old in self.checkpoints[: -self.keep]:
                 remove_folder_atomically(old)
 
         self.on_main(write)
+
+    def save_fusion(self, folder: Path, **scores: float) -> None:
+        """`save_pretrained`, with what is known of this run by now.
+
+        scores: of these weights, where they are not logged yet.
+        """
+        losses = {key: value for key, value in self.record.items() if key.endswith("loss")}
+        logged = {key: self.record[key] for key in ("validation", "best") if key in self.record}
+        about: dict[str, Any] = {
+            "training": {"steps": self.step, **summarise(self.identity), **losses},
+            "scores": {**logged, **scores},
+        }
+        self.attachment.fusion.about = {**self.attachment.fusion.about, **about}
+        self.attachment.save_pretrained(folder)
 
     def resume(self) -> None:
         """Load the last checkpoint, if there is one, and drop what the log has after it.
