@@ -4,7 +4,9 @@ What a reader does not need to see stands in HTML comments before a block:
 
 - `<!-- setup` and Python, `-->`: runs where the comment stands, in the page's namespace;
 - `<!-- run -->`: the next block's commands of this package are run and not only parsed;
-- `<!-- needs: HOSTS/ViPT -->`: the next block is for a checkout, in the folder of that variable.
+- `<!-- needs: HOSTS/ViPT -->`: the next block is for a checkout, in the folder of that variable;
+- `<!-- patches: ViPT/tools/train.py -->`: the next block is a diff of that file, whose lines are
+  compared where HOSTS has it.
 
 Python runs in one namespace a page, in an empty folder; with `title="name.py"` after the language
 the block becomes that file there. Of a diff its new side runs, in the same namespace.
@@ -105,7 +107,10 @@ def run_page(page: Path) -> None:
 
 
 def run_python(block: Block, namespace: dict[str, Any]) -> None:
-    code = new_side(block.code) if block.language == "diff" else block.code
+    code = block.code
+    if block.language == "diff":
+        check_patched(block)
+        code = new_side(code)
     if block.title:
         Path(block.title).write_text(code)
         return
@@ -119,6 +124,16 @@ def new_side(diff: str) -> str:
     """The lines of a diff that are there afterwards, each at the left margin."""
     lines = [line[1:] for line in diff.splitlines() if not line.startswith(("-", "@@"))]
     return "\n".join(line.strip() for line in lines)
+
+
+def check_patched(block: Block) -> None:
+    """The lines that a diff does not add are in the files that it is for."""
+    for name in filter(None, block.notes.get("patches", "").split(", ")):
+        path = Path(os.environ.get("HOSTS", ""), name)
+        if "HOSTS" in os.environ and path.is_file():
+            there = {line.strip() for line in path.read_text(encoding="utf-8").splitlines()}
+            wanted = {line[1:].strip() for line in block.code.splitlines() if line[0] in " -"}
+            assert wanted <= there, f"{block.place}: {path} lacks {sorted(wanted - there)}"
 
 
 def commands(code: str) -> Iterator[list[str]]:
