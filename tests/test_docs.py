@@ -1,5 +1,6 @@
 """What README and docs show is what runs, and the site builds."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,16 @@ def test_the_code_of_a_page_runs(
 def test_every_public_name_has_an_example(module: object) -> None:
     shown = names_in([block for page in PAGES for block in read_blocks(page)])
     assert sorted(set(module.__all__) - shown) == []
+
+
+def test_the_errors_that_are_explained_exist() -> None:
+    folders = (ROOT / "gmmt_fusion", ROOT / "adapters")
+    sources = " ".join(path.read_text() for folder in folders for path in folder.rglob("*.py"))
+    joined = re.sub(r'"\s*\n\s*f?"', "", sources)
+    page = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
+    quoted = re.findall(r'^\*\*"(.+?)"\*\*', page, re.M)
+    parts = [part.strip() for text in quoted for part in text.split("…")]
+    assert len(parts) > 4 and [part for part in parts if part not in joined] == []
 
 
 def test_the_readme_is_short() -> None:
