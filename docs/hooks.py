@@ -14,7 +14,7 @@ PICTURES = ("examples/pictures", "benchmarks/results", "benchmarks/results/figur
 
 @event_priority(50)  # before mkdocstrings looks for the folder
 def on_config(config: Any) -> Any:
-    """The package as it is installed, with adapters/ in it, to read the API from."""
+    """The package as it is installed, adapters/ in it, to read the API from."""
     package = ROOT / "build/api/gmmt_fusion"
     shutil.rmtree(package, ignore_errors=True)
     shutil.copytree(ROOT / "gmmt_fusion", package)
@@ -33,8 +33,8 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Links that lead out of docs/, as they work where the repository is read: those of pictures
-    to the site's, and in place of the others, of which the site has nothing, their paths.
+    """Links that lead out of docs/, as they work where the repository is read: those of
+    pictures to the site's, and in place of the others, which a site lacks, their paths.
     """
     inside = "../" * page.file.src_uri.count("/")
     out = re.escape(f"../{inside}")
