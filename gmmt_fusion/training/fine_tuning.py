@@ -19,6 +19,7 @@ from .datasets import describe_loader
 from .feature_cache import describe_caches, find_caches, network_of_caches, verify_caches
 from .identity import Identity, describe_run
 from .learners import Learner, call_recipe, describe_learner
+from .logging import Images, choose_shown, log_images
 from .placement import put_in_training, start_accelerator
 from .repeatable import Batch, RepeatableLoader
 from .run_state import RunState
@@ -38,9 +39,10 @@ def fine_tune(
     folder: str | os.PathLike[str],
     *,
     validate: Callable[[Attachment], float] | None = None,
+    images: Callable[[Attachment], Images] | None = None,
     save_every: int | None = None,
     keep: int = 3,
-    tensorboard: bool = False,
+    log_with: Any = None,  # of accelerate
     progress: bool = True,
     **settings: Any,  # the fields of FineTuningSettings, which checks them
 ) -> dict[str, float]:
@@ -50,8 +52,8 @@ def fine_tune(
     its last checkpoint; on one process, to the same bits. Started again it must be the same run:
     settings, what the recipe returns, batch size, sampler and length of the data, cache, host,
     adapter, degradation and number of processes are compared. `epochs` may grow, and the schedule
-    is then that of the new number; workers, `validate`, `save_every`, `keep`, `tensorboard` and
-    `progress` may differ; `tracking_loss` and the samples themselves cannot be compared.
+    is then that of the new number; workers, `validate`, `images`, `save_every`, `keep`, `log_with`
+    and `progress` may differ; `tracking_loss` and the samples themselves cannot be compared.
 
     One run at a time writes into the folder. It gets `checkpoints/step-*`,
     `log.jsonl`, the `best` weights where there is a `validate`, and the `final` ones: each of these
@@ -71,10 +73,13 @@ def fine_tune(
             network returns what the head returns.
         validate: called with the attachment in eval mode after every epoch, on the main process;
             more is better.
+        images: called likewise, for trackers of `log_with` that take images; returns {name: image
+            (H, W, 3), uint8, RGB}, of a validation frame say.
         save_every: steps between checkpoints; there is one after every epoch anyway.
         keep: checkpoints, the last ones.
-        tensorboard: log there too, below the folder.
-        progress: show a bar.
+        log_with: log there too: "tensorboard" (below the folder), "wandb" or another name that
+            accelerate knows, one of its trackers (`accelerate.tracking.GeneralTracker`), or a list.
+        progress: show a bar with the losses and the time left.
         settings: epochs, generative_weight, recipe and whatever else changes the result: see
             `FineTuningSettings`.
 
@@ -86,18 +91,18 @@ def fine_tune(
         ValueError, TypeError: something does not fit, or the folder holds another run; named
             before anything is computed.
         OSError: another process trains in the folder, a file in it is damaged, or the disk full.
-        ImportError: `tensorboard=True`, and it is not installed.
+        ImportError: what `log_with` names is not installed.
         FloatingPointError: a loss or gradient is not finite; names step, terms and last checkpoint,
             and writes nothing.
     """
     check_attached(attachment, "train")
-    check_callables(tracking_loss=tracking_loss, validate=validate)
+    check_callables(tracking_loss=tracking_loss, validate=validate, images=images)
     chosen = FineTuningSettings(**settings)
     check_whole_number("keep", keep)
     if save_every is not None:
         check_whole_number("save_every", save_every)
     folder = Path(folder).resolve()  # once: the working directory may change
-    with start_accelerator(chosen.mixed_precision, folder, tensorboard) as accelerator:
+    with start_accelerator(chosen.mixed_precision, folder, log_with) as accelerator:
         batches = RepeatableLoader(
             loader, chosen.seed, accelerator.process_index, accelerator.num_processes
         )
@@ -109,7 +114,7 @@ def fine_tune(
                 loop = _Loop(state, batches, model, tracking_loss, chosen)
                 state.on_main(lambda: verify_caches(find_caches(loader.dataset)))
                 state.resume()
-                return loop.run(validate, save_every, progress)
+                return loop.run(validate, images, save_every, progress)
 
 
 def _show_settings(function: Callable[..., Any]) -> None:
@@ -212,6 +217,7 @@ class _Loop:
     def run(
         self,
         validate: Callable[[Attachment], float] | None,
+        images: Callable[[Attachment], Images] | None,
         save_every: int | None,
         progress: bool,
     ) -> dict[str, float]:
@@ -220,7 +226,10 @@ class _Loop:
 
         state, per_epoch = self.state, _count_steps(self.batches, self.settings)
         total, first_step = self.settings.epochs * per_epoch, True
-        with tqdm(total=total, initial=state.step, desc="fine-tune", disable=not progress) as bar:
+        bar = tqdm(
+            total=total, initial=state.step, desc="fine-tune", unit="step", disable=not progress
+        )
+        with bar:
             while state.step < total:
                 epoch, first = divmod(state.step, per_epoch)
                 for group in self._group_batches(epoch, first):
@@ -231,11 +240,13 @@ class _Loop:
                         first_step = False
                     state.log({"epoch": epoch, **values})
                     bar.update()
-                    bar.set_postfix({k: f"{v:.3g}" for k, v in values.items() if "loss" in k})
+                    bar.set_postfix(choose_shown(state.record))
                     if save_every and state.step % save_every == 0 and state.step % per_epoch:
                         state.save()
                 if validate is not None:
                     self.validate(validate)
+                if images is not None:
+                    log_images(self.accelerator, self.attachment, images, state.step)
                 state.save()
         if state.average is not None:
             state.average.copy_to(self.fusion.parameters)

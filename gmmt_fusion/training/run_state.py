@@ -104,7 +104,7 @@ class RunState:
             pack(part.state_dict(), name)
 
     def log(self, values: Mapping[str, float]) -> None:
-        """Write values of this step to the log, and to TensorBoard where it is asked for."""
+        """Write values of this step to the log, and to accelerate's trackers."""
         self.record = {**self.record, "step": self.step, **values}
         self.accelerator.log(dict(values), step=self.step)
         if self.accelerator.is_main_process:
@@ -164,7 +164,7 @@ class RunState:
             ValueError: it is of another run. OSError: it, or the log, is damaged.
         """
         self.on_main(lambda: (self.folder / "checkpoints").mkdir(exist_ok=True))
-        self.accelerator.init_trackers("tensorboard")
+        self.accelerator.init_trackers("gmmt-fusion", summarise(self.identity))
         about: Mapping[str, Any] = {"log": {"bytes": 0}}
         if self.checkpoints:
             path, saved = read_last(self.folder / "checkpoints", self.accelerator.device)
