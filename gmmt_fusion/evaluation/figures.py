@@ -162,7 +162,9 @@ def _draw_tracked(
     truth = sequence.truth
     if truth is not None and len(truth) <= last:  # some ship one box only
         truth = None
-    spread = [round(i) for i in np.linspace(0, last, 5)]
+    both = zip(visible.paths[: last + 1], auxiliary.paths, strict=False)
+    there = [i for i, paths in enumerate(both) if None not in paths]
+    spread = [there[round(i)] for i in np.linspace(0, len(there) - 1, 5)]
     return plots.draw_tracked_frames(
         visible, auxiliary, boxes, path, spread, truth, sequence.name, rows
     )

@@ -89,7 +89,8 @@ def collect_maps(
             sequence, frame = places[index]
             names.append(sequence.name)
             if index in shown:
-                patches = _find_patches(seen, family.takes_bgr(sequence.auxiliary.depth))
+                depth = getattr(sequence.auxiliary, "depth", False)
+                patches = _find_patches(seen, family.takes_bgr(depth))
                 examples[sequence.name] = Example(
                     frame, patches, [f[0] for f in features], host[0], made[0]
                 )

@@ -49,9 +49,10 @@ def run(
         the tracker failed.
     """
     family, first_box = find_family(tracker), sequence.box.tolist()
+    depth = getattr(sequence.auxiliary, "depth", False)  # a list of frames does not say
     boxes, confidences, seconds = [sequence.box], [0.0], 0.0
     for number, (visible, auxiliary) in enumerate(sequence, 1):
-        image = family.join(visible, auxiliary, sequence.auxiliary.depth)
+        image = family.join(visible, auxiliary, depth)
         place = f"{sequence.name}, frame {number}"
         started = time.perf_counter()
         try:
@@ -106,8 +107,8 @@ def track_folder(
         {sequence: (frames, seconds in the tracker)} of those tracked now.
 
     Raises:
-        OSError: another process writes into the folder, or it cannot be written to. ValueError: it
-        holds results of other settings, weights or frames; or as `run`.
+        OSError: another process writes into the folder, or it cannot be written to.
+        ValueError: it holds results of other settings, weights or frames; or as `run`.
     """
     folder = Path(folder)
     if twice := [name for name, n in Counter(s.name for s in sequences).items() if n > 1]:

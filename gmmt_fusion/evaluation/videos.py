@@ -44,9 +44,10 @@ def write_video(
         OSError: a frame cannot be read, the disk is full, or this OpenCV writes no such videos.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    rate = round_rate(sequence.visible.rate)
-    if abs(rate - sequence.visible.rate) > 1e-3:
-        note(f"{path.name} has {rate:g} frames/s; MPEG-4 cannot hold {sequence.visible.rate:g}")
+    given = getattr(sequence.visible, "rate", RATE)  # a list of frames does not say
+    rate = round_rate(given)
+    if abs(rate - given) > 1e-3:
+        note(f"{path.name} has {rate:g} frames/s; MPEG-4 cannot hold {given:g}")
     # not write_atomically: OpenCV tells the kind of file from its suffix
     with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as folder:
         temporary = Path(folder, "video.mp4")
