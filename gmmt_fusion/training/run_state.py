@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from torch import nn
+
 from ..attaching.attachment import Attachment
 from ..files import (
     differences,
@@ -44,7 +46,8 @@ class RunState:
     attachment: whose fusion and head are trained. folder: of the run. keep: checkpoints kept.
     identify: what the run is, were it of so many epochs; a checkpoint of another run is refused.
     learners: "fusion" and, of a CGAN, "discriminator". average: the moving average of the fusion's
-    weights, or None. step: steps done. best: validation so far. record: the last values of
+    weights, or None. step: steps done. best: validation so far, and best_step where it was, -1 for
+    none. record: the last values of
     everything that was logged.
     """
 
@@ -58,12 +61,18 @@ class RunState:
     average: "EMAModel | None"
     step: int = 0
     best: float = -math.inf
+    best_step: int = -1
     record: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.identity = self.identify(self.epochs)
         self._log_digest, self._log_bytes = hashlib.sha256(), 0
         self.check_states()
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """Of the fusion and its head."""
+        return self.learners["fusion"].parameters
 
     @property
     def checkpoints(self) -> list[Path]:
@@ -128,6 +137,7 @@ class RunState:
         about = {
             "step": self.step,
             "best": str(self.best),  # also infinities, for which JSON has no word
+            "best_step": self.best_step,
             "record": _without_nan(self.record),
             "run": self.identity,
             "log": {"bytes": self._log_bytes, "sha256": self._log_digest.hexdigest()},
@@ -212,6 +222,7 @@ class RunState:
             ):
                 group.update(changed)
         self.step, self.best = saved.about["step"], float(saved.about["best"])
+        self.best_step = saved.about["best_step"]
         record = saved.about["record"]
         self.record = {name: math.nan if x is None else x for name, x in record.items()}
         random_state = saved.about["random_states"][self.accelerator.process_index]
