@@ -147,7 +147,8 @@ def _fold_constants(folded: GenerativeFusion, size: tuple[int, ...]) -> None:
         zeros = like.new_zeros(1, folded.modalities * folded.channels, *size)
         constant = network.first(torch.cat([folded.noise.to(like.dtype), zeros], dim=1))
         first: Any = network.get_submodule(network.first_layer)
-        of_noise = first.weight.shape[1] // (folded.modalities + 1)  # a patch has several positions
+        ours = folded.out_channels
+        of_noise = first.weight.shape[1] * ours // (ours + folded.modalities * folded.channels)
         network.set_submodule(network.first_layer, FirstLayer(first, of_noise, constant))
     if isinstance(network, UNet):
         network.freeze_time(method.last_timestep)

@@ -33,7 +33,7 @@ def timestep_embedding(timesteps: Tensor, width: int) -> Tensor:
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """Maps (B, C, H, W) whose sides `multiple` divides: their edge goes on below and right."""
+    """Maps (B, C, H, W) whose sides `multiple` divides: their edges go on below and right."""
     bottom, right = (-side % multiple for side in x.shape[-2:])
     return F.pad(x, (0, right, 0, bottom), mode="replicate") if bottom or right else x
 
