@@ -232,7 +232,9 @@ class GenerativeFusion(Pretrained):
             features: m maps (B, C, H, W); `fused`: the host's fused map (B, C, H, W).
             generator: draws noise and timesteps; default `self.generator`.
 
-        Raises: TypeError, ValueError: maps that do not fit, or on a CPU are not finite, named.
+        Raises:
+            TypeError, ValueError: maps that do not fit or, on a CPU, are not finite, named. (A GPU
+                would have to be waited for; the loss is NaN there.)
         """
         maps, x_0, dtype = self._training_inputs(features, fused)
         prediction, loss = self.method.loss(self._bind(maps), x_0, generator or self.generator)
