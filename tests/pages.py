@@ -38,9 +38,8 @@ PAGES = [
 ]
 QUIET = {"text", "bibtex", "json", "yaml", "ini"}
 """Languages of what is shown and not run."""
-TOOLS = set(
-    ". .ci/run cd eval export git ls mkdir mkdocs mypy pre-commit ruff sbatch srun tensorboard".split()
-)
+TOOLS = {".", ".ci/run", "cd", "eval", "export", "git", "ls", "mkdir", "mkdocs", "mypy"}
+TOOLS |= {"pre-commit", "ruff", "sbatch", "srun", "tensorboard"}
 """Commands that are shown and not run."""
 
 
