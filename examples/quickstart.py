@@ -43,7 +43,8 @@ from gmmt_fusion.training.checkpoints import list_checkpoints
 
 BASE, GMMT = "base", "+GMMT"
 SAVE_EVERY = 10  # steps
-SHIPPED = Path(__file__).parent / "embedded" / "fusion"  # see its README.md
+# what `python examples/quickstart.py --out runs/shipped` leaves in runs/shipped/fusion
+SHIPPED = Path(__file__).parent / "embedded" / "fusion"
 
 
 def main(options: argparse.Namespace) -> int:
@@ -102,8 +103,16 @@ def attach_fusion(tracker: SiameseTracker, options: argparse.Namespace) -> Attac
     else:
         handle = fine_tune_fusion(tracker, adapter, options)
     if not options.pretrained:
+        handle.fusion.about.setdefault("training", {})["command"] = command_of(options)
         handle.save_pretrained(options.out / "fusion", license="apache-2.0")
     return handle
+
+
+def command_of(options: argparse.Namespace) -> str:
+    """What trains this fusion."""
+    names = ("method", "network", "steps", "seed")
+    given = " ".join(f"--{name} {getattr(options, name)}" for name in names)
+    return f"python examples/quickstart.py {given}"
 
 
 def fine_tune_fusion(

@@ -273,14 +273,15 @@ class _Loop:
 
     def finish(self, *, validated: bool) -> None:
         """Leave the attachment with the weights to keep, and save them."""
-        state, scores = self.state, {}
+        state, steps, scores = self.state, self.state.step, {}
         if state.average is not None:
             state.average.copy_to(self.fusion.parameters)
         if validated:
             leave_best(state)
             scores = {"validation": state.best}
+            steps = state.best_step if state.best_step >= 0 else state.step
         if self.accelerator.is_main_process:
-            state.save_fusion(state.folder / "final", **scores)
+            state.save_fusion(state.folder / "final", steps, **scores)
         for tracker in self.accelerator.trackers:
             tracker.finish()
         self.accelerator.wait_for_everyone()
