@@ -125,8 +125,9 @@ def fine_tune_fusion(
     calibration = DataLoader(
         PairDataset(TRAIN_SEEDS, sequences=20, length=128, seed=options.seed + 1), 16
     )
-    fusion = GenerativeFusion(
-        64, size=SEARCH_MAP, method=options.method, network=options.network, residual="conv3x3"
+    preset = {"uvit": "small", "unet": "small-unet"}[options.network]
+    fusion = GenerativeFusion.preset(
+        preset, 64, SEARCH_MAP, method=options.method, residual="conv3x3"
     )
     handle = attach(tracker, fusion, adapter, calibrate=[(batch,) for batch in calibration])
     handle.print_trainable_parameters()
