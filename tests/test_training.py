@@ -255,14 +255,6 @@ def test_a_checkpoint_of_another_run_is_refused(name: str, tmp_path: Path) -> No
         fine_tune(handle, labels(), Loss(CONCAT), tmp_path, epochs=2, **options, **QUIET)
 
 
-def test_tensorboard_is_asked_for_by_name(tmp_path: Path, monkeypatch: Any) -> None:
-    import accelerate.utils
-
-    monkeypatch.setattr(accelerate.utils, "is_tensorboard_available", lambda: False)
-    with pytest.raises(ImportError, match="pip install tensorboard"):
-        fine_tune(attached(CONCAT), labels(), Loss(CONCAT), tmp_path, epochs=1, tensorboard=True)
-
-
 def recipe_of_numpy(parameters: list[nn.Parameter], epochs: int, steps_per_epoch: int) -> Any:
     """A recipe in NumPy's numbers."""
     optimizer = torch.optim.SGD(parameters, lr=np.float64(1e-3))

@@ -19,6 +19,7 @@ from .datasets import describe_loader
 from .feature_cache import describe_caches, find_caches, network_of_caches, verify_caches
 from .identity import Identity, describe_run
 from .learners import Learner, call_recipe, describe_learner
+from .logging import Images, choose_shown, log_images
 from .placement import put_in_training, start_accelerator
 from .repeatable import Batch, RepeatableLoader
 from .run_state import RunState
@@ -40,9 +41,10 @@ def fine_tune(
     *,
     validate: Validate | None = None,
     patience: int | None = None,
+    images: Callable[[Attachment], Images] | None = None,
     save_every: int | None = None,
     keep: int = 3,
-    tensorboard: bool = False,
+    log_with: Any = None,  # of accelerate
     progress: bool = True,
     **settings: Any,  # the fields of FineTuningSettings, which checks them
 ) -> dict[str, float]:
@@ -52,8 +54,8 @@ def fine_tune(
     its last checkpoint; on one process, to the same bits. Started again it must be the same run:
     settings, what the recipe returns, batch size, sampler and length of the data, cache, host,
     adapter, degradation and number of processes are compared. `epochs` may grow, and the schedule
-    is then that of the new number; workers, `validate`, `patience`, `save_every`, `keep`,
-    `tensorboard` and `progress` may differ; `tracking_loss` and the samples themselves cannot be
+    is then that of the new number; workers, `validate`, `patience`, `images`, `save_every`, `keep`,
+    `log_with` and `progress` may differ; `tracking_loss` and the samples themselves cannot be
     compared.
 
     With `validate` the attachment is left with the best weights: those of an epoch, or, with a
@@ -79,10 +81,13 @@ def fine_tune(
             Before the first step it is called twice, with the host's own fusion and with the
             start, and then after every epoch.
         patience: stop after so many epochs in a row that `validate` finds no better.
+        images: called after every epoch, for trackers of `log_with` that take images; returns
+            {name: image (H, W, 3), uint8, RGB}, of a validation frame say.
         save_every: steps between checkpoints; there is one after every epoch anyway.
         keep: checkpoints, the last ones.
-        tensorboard: log there too, below the folder.
-        progress: show a bar.
+        log_with: log there too: "tensorboard" (below the folder), "wandb" or another name that
+            accelerate knows, one of its trackers (`accelerate.tracking.GeneralTracker`), or a list.
+        progress: show a bar with the losses and the time left.
         settings: epochs, generative_weight, recipe and whatever else changes the result: see
             `FineTuningSettings`.
 
@@ -94,12 +99,12 @@ def fine_tune(
         ValueError, TypeError: something does not fit, or the folder holds another run; named
             before anything is computed.
         OSError: another process trains in the folder, a file in it is damaged, or the disk full.
-        ImportError: `tensorboard=True`, and it is not installed.
+        ImportError: what `log_with` names is not installed.
         FloatingPointError: a loss or gradient is not finite; names step, terms and last checkpoint,
             and writes nothing.
     """
     check_attached(attachment, "train")
-    check_callables(tracking_loss=tracking_loss, validate=validate)
+    check_callables(tracking_loss=tracking_loss, validate=validate, images=images)
     chosen = FineTuningSettings(**settings)
     check_whole_number("keep", keep)
     for name, number in (("save_every", save_every), ("patience", patience)):
@@ -110,7 +115,7 @@ def fine_tune(
             f"patience={patience} counts epochs that validate finds no better; give it"
         )
     folder = Path(folder).resolve()  # once: the working directory may change
-    with start_accelerator(chosen.mixed_precision, folder, tensorboard) as accelerator:
+    with start_accelerator(chosen.mixed_precision, folder, log_with) as accelerator:
         batches = RepeatableLoader(
             loader, chosen.seed, accelerator.process_index, accelerator.num_processes
         )
@@ -122,7 +127,7 @@ def fine_tune(
                 loop = _Loop(state, batches, model, tracking_loss, chosen)
                 state.on_main(lambda: verify_caches(find_caches(loader.dataset)))
                 state.resume()
-                return loop.run(validate, patience, save_every, progress)
+                return loop.run(validate, patience, images, save_every, progress)
 
 
 def _show_settings(function: Callable[..., Any]) -> None:
@@ -226,6 +231,7 @@ class _Loop:
         self,
         validate: Validate | None,
         patience: int | None,
+        images: Callable[[Attachment], Images] | None,
         save_every: int | None,
         progress: bool,
     ) -> dict[str, float]:
@@ -240,7 +246,10 @@ class _Loop:
         def is_stale() -> bool:
             return patience is not None and state.step - state.best_step >= patience * per_epoch
 
-        with tqdm(total=total, initial=state.step, desc="fine-tune", disable=not progress) as bar:
+        bar = tqdm(
+            total=total, initial=state.step, desc="fine-tune", unit="step", disable=not progress
+        )
+        with bar:
             while state.step < total and not is_stale():
                 epoch, first = divmod(state.step, per_epoch)
                 for group in self._group_batches(epoch, first):
@@ -251,22 +260,27 @@ class _Loop:
                         first_step = False
                     state.log({"epoch": epoch, **values})
                     bar.update()
-                    bar.set_postfix({k: f"{v:.3g}" for k, v in values.items() if "loss" in k})
+                    bar.set_postfix(choose_shown(state.record))
                     if save_every and state.step % save_every == 0 and state.step % per_epoch:
                         state.save()
                 if validate is not None:
                     validate_weights(state, validate)
+                if images is not None:
+                    log_images(self.accelerator, self.attachment, images, state.step)
                 state.save()
         if state.average is not None:
             state.average.copy_to(self.fusion.parameters)
-        if validate is not None:
-            leave_best(state)
+        self.finish(leave_best(state) if validate is not None else {})
+        return state.record
+
+    def finish(self, scores: Mapping[str, float]) -> None:
+        """Leave the weights that are left in the folder, too, with their scores."""
+        state = self.state
         if self.accelerator.is_main_process:
-            self.attachment.save_pretrained(state.folder / "final")
+            state.save_fusion(state.folder / "final", **scores)
         for tracker in self.accelerator.trackers:
             tracker.finish()
         self.accelerator.wait_for_everyone()
-        return state.record
 
     def _group_batches(self, epoch: int, first: int) -> Iterator[list[Batch]]:
         """The batches of each step of an epoch, from step `first` on."""

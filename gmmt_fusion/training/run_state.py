@@ -21,7 +21,7 @@ from ..files import (
 )
 from ..model import checkpoint
 from .checkpoints import Checkpoint, list_checkpoints, read_last, write_checkpoint
-from .identity import Identity
+from .identity import Identity, summarise
 from .learners import Learner
 from .repeatable import get_random_state, set_random_state
 from .states import pack
@@ -113,7 +113,7 @@ class RunState:
             pack(part.state_dict(), name)
 
     def log(self, values: Mapping[str, float]) -> None:
-        """Write values of this step to the log, and to TensorBoard where it is asked for."""
+        """Write values of this step to the log, and to accelerate's trackers."""
         self.record = {**self.record, "step": self.step, **values}
         self.accelerator.log(dict(values), step=self.step)
         if self.accelerator.is_main_process:
@@ -147,11 +147,25 @@ class RunState:
         def write() -> None:
             path = self.folder / "checkpoints" / f"step-{self.step:08d}"
             parts = {name: part.state_dict() for name, part in self._parts().items()}
-            write_checkpoint(path, self.attachment.save_pretrained, about, parts)
+            write_checkpoint(path, self.save_fusion, about, parts)
             for old in self.checkpoints[: -self.keep]:
                 remove_folder_atomically(old)
 
         self.on_main(write)
+
+    def save_fusion(self, folder: Path, **scores: float) -> None:
+        """`save_pretrained`, with what is known of this run by now.
+
+        scores: of these weights, where they are not logged yet.
+        """
+        losses = {key: value for key, value in self.record.items() if key.endswith("loss")}
+        logged = {key: self.record[key] for key in ("validation", "best") if key in self.record}
+        about: dict[str, Any] = {
+            "training": {"steps": self.step, **summarise(self.identity), **losses},
+            "scores": {**logged, **scores},
+        }
+        self.attachment.fusion.about = {**self.attachment.fusion.about, **about}
+        self.attachment.save_pretrained(folder)
 
     def resume(self) -> None:
         """Load the last checkpoint, if there is one, and drop what the log has after it.
@@ -160,7 +174,7 @@ class RunState:
             ValueError: it is of another run. OSError: it, or the log, is damaged.
         """
         self.on_main(lambda: (self.folder / "checkpoints").mkdir(exist_ok=True))
-        self.accelerator.init_trackers("tensorboard")
+        self.accelerator.init_trackers("gmmt-fusion", summarise(self.identity))
         about: Mapping[str, Any] = {"log": {"bytes": 0}}
         if self.checkpoints:
             path, saved = read_last(self.folder / "checkpoints", self.accelerator.device)
