@@ -26,8 +26,9 @@ class Attachment:
     would; never what lies behind. `Attachment.of` finds that of a copied or loaded host.
 
     Attributes:
-        network: the host's network. plugin: the module that holds all that was added to it, under
-            one prefix; its state is this room's.
+        network: the host's network.
+        plugin: the module that holds all that was added to it, under one prefix; its state is this
+            room's.
     """
 
     def __init__(self, network: nn.Module) -> None:

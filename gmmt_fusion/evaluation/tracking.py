@@ -107,8 +107,8 @@ def track_folder(
         {sequence: (frames, seconds in the tracker)} of those tracked now.
 
     Raises:
-        OSError: another process writes into the folder, or it cannot be written to. ValueError: it
-        holds results of other settings, weights or frames; or as `run`.
+        OSError: another process writes into the folder, or it cannot be written to.
+        ValueError: it holds results of other settings, weights or frames; or as `run`.
     """
     folder = Path(folder)
     if twice := [name for name, n in Counter(s.name for s in sequences).items() if n > 1]:

@@ -81,8 +81,8 @@ def fine_tune(
             Before the first step it is called twice, with the host's own fusion and with the
             start, and then after every epoch.
         patience: stop after so many epochs in a row that `validate` finds no better.
-        images: called after every epoch, for trackers of `log_with` that take images; returns
-            {name: image (H, W, 3), uint8, RGB}, of a validation frame say.
+        images: called as `validate` after every epoch, for trackers of `log_with` that take images;
+            returns {name: image (H, W, 3), uint8, RGB}, of a validation frame say.
         save_every: steps between checkpoints; there is one after every epoch anyway.
         keep: checkpoints, the last ones.
         log_with: log there too: "tensorboard" (below the folder), "wandb" or another name that
@@ -268,14 +268,17 @@ class _Loop:
                 if images is not None:
                     log_images(self.accelerator, self.attachment, images, state.step)
                 state.save()
-        if state.average is not None:
-            state.average.copy_to(self.fusion.parameters)
-        self.finish(leave_best(state) if validate is not None else {})
+        self.finish(validated=validate is not None)
         return state.record
 
-    def finish(self, scores: Mapping[str, float]) -> None:
-        """Leave the weights that are left in the folder, too, with their scores."""
+    def finish(self, *, validated: bool) -> None:
+        """Leave the attachment with the weights to keep, and save them."""
         state = self.state
+        scores: Mapping[str, float] = {}
+        if state.average is not None:
+            state.average.copy_to(self.fusion.parameters)
+        if validated:
+            scores = leave_best(state)
         if self.accelerator.is_main_process:
             state.save_fusion(state.folder / "final", **scores)
         for tracker in self.accelerator.trackers:
@@ -307,13 +310,13 @@ class _Loop:
                 maps += self.attachment.fused_maps
         if self.state.step == 0:
             self.attachment.check_gradients()
-        values = self.reduce_to_means(sums)
-        norm = self.settings.max_gradient_norm or math.inf
-        values["gradient_norm"] = float(
-            self.accelerator.clip_grad_norm_(self.fusion.parameters, norm)
-        )
-        if self.accelerator.scaler is None:  # which skips such steps, and lowers its scale
-            self.check_finite(values)
+        most = self.settings.max_gradient_norm or math.inf
+        norm = self.accelerator.clip_grad_norm_(self.fusion.parameters, most)
+        # read at once: a GPU is waited for a single time in a step, and the norm is all processes'
+        values = self.reduce_to_means({**sums, "gradient_norm": norm.float()})
+        # the scaler skips steps whose gradients are not, and lowers its scale
+        scaled = self.accelerator.scaler is not None
+        self.check_finite({k: v for k, v in values.items() if not scaled or k in sums})
         values["learning_rate"] = float(optimizer.param_groups[0]["lr"])
         optimizer.step()
         if self.discriminator is not None:
@@ -349,6 +352,7 @@ class _Loop:
             self.accelerator.backward(loss)
             total += loss.detach()
         values = self.reduce_to_means({"discriminator_loss": total})
+        self.check_finite(values)
         # shared by hand: the wrapped forward knows nothing of this backward
         for parameter in learner.parameters:
             parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
@@ -358,8 +362,7 @@ class _Loop:
     def reduce_to_means(self, values: Mapping[str, Tensor]) -> dict[str, float]:
         """Means over the processes, so that all of them stop where one is not finite."""
         means = self.accelerator.reduce(torch.stack(list(values.values())), "mean").tolist()
-        self.check_finite(named := dict(zip(values, means, strict=True)))
-        return named
+        return dict(zip(values, means, strict=True))
 
     def check_finite(self, values: Mapping[str, float]) -> None:
         """Raise FloatingPointError, which names step, values and checkpoint, unless all are."""

@@ -38,8 +38,8 @@ def validate_weights(state: RunState, validate: Validate) -> None:
     value = _score(state, validate)
     if value > state.best:
         state.best, state.best_step = value, state.step
-        best = state.folder / "best"
-        state.on_main(lambda: state.save_fusion(best, validation=value, best=value))
+        scores = {"validation": value, "best": value}
+        state.on_main(lambda: state.save_fusion(state.folder / "best", **scores))
     if average is not None:
         average.restore(state.parameters)
     state.log({"validation": value, "best": state.best, "best_step": state.best_step})
@@ -63,7 +63,7 @@ def leave_best(state: RunState) -> dict[str, float]:
     """Load the best weights, and say where nothing that was trained is better than before.
 
     Returns:
-        Their scores, for what is saved of them.
+        Their scores.
 
     Raises:
         OSError: they are not as they were written.
@@ -81,5 +81,5 @@ def leave_best(state: RunState) -> dict[str, float]:
     elif state.best_step == 0 < state.step:
         text = f"no epoch's validation was above the start's {state.best:g}, and the start is kept"
     if text and state.accelerator.is_main_process:
-        warnings.warn(text, stacklevel=5)
-    return {"validation": state.best, "best": state.best}
+        warnings.warn(text, stacklevel=6)
+    return {"validation": state.best}
