@@ -18,7 +18,7 @@ from gmmt_fusion import Attachment, GenerativeFusion, attach
 from gmmt_fusion.adapters import ModuleAdapter
 from gmmt_fusion.files import write_atomically
 from gmmt_fusion.training import CachedFeatures, Degradation, cache_features, fine_tune, recipes
-from gmmt_fusion.training.degradation import KINDS
+from gmmt_fusion.training.degradation import MIX
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from embedded.sequences import TRAIN_SEEDS
@@ -29,7 +29,6 @@ ADAPTER = ModuleAdapter("fusion", "head", size=SEARCH_MAP)
 SMALL_UNET = {"network": "unet", "network_config": {"widths": (16, 24, 32)}}  # 0.26 M parameters
 WIDTH = 136  # of the plain convolutions, 0.25 M
 STEPS, EPOCHS, BATCH = 96, 2, 8
-MIX = (*KINDS, "missing", "missing", "missing")  # half of the degraded samples lack a modality
 PAIRS, MOST = 16, 384  # cached a sequence, and in all: half of what the budget sees
 
 
