@@ -207,7 +207,8 @@ def report(options: argparse.Namespace, done: dict[tuple[int, str], dict[str, li
         f"SR of pairs, percent: {' / '.join(SETTINGS)}; {SPLITS['test'][1]} pairs each; "
         f"{options.steps} steps of {BATCH}; [ ] is the 95 % bootstrap interval of the paired "
         f"difference over seeds and sequences.\n\n`python {' '.join(sys.argv)}`, "
-        f"{seconds / 60:.0f} minutes of one core, {machine(torch.device('cpu'))['processor']}, {now()['date']}\n"
+        f"{seconds / 60:.0f} minutes of one core, {machine(torch.device('cpu'))['processor']}, "
+        f"{now()['date']}\n"
     )
     options.out.mkdir(parents=True, exist_ok=True)
     write_atomically(options.out / "data.md", lambda path: path.write_text(text))
