@@ -124,16 +124,13 @@ def find_root(script: str) -> str:
     """The folder of the repository that a script belongs to.
 
     The current one where the script lies in it, else the nearest one above with a `.git`, else the
-    script's own.
+    current one, as for the script of an installed command.
     """
     path = Path(os.path.realpath(script))
     here = Path(os.path.realpath(""))
-    if here in path.parents:
-        return str(here)
-    for folder in path.parents:
-        if (folder / ".git").exists():
-            return str(folder)
-    return str(path.parent)
+    if here not in path.parents:
+        here = next((folder for folder in path.parents if (folder / ".git").exists()), here)
+    return str(here)
 
 
 def _pair(text: str) -> tuple[str, str]:
