@@ -42,7 +42,8 @@ def new_fusion(
             "use attach and train_in_host in the script itself"
         )
     if size is None:
-        size = int(getattr(network.get_submodule(adapter.head), "feat_sz", 16))
+        head = network.get_submodule(adapter.head)
+        size = int(getattr(head, "feat_sz", 0) or getattr(adapter, "size", 0) or 16)
     options: dict[str, Any] = {"method": method, "steps": steps, "modalities": adapter.modalities}
     if adapter.modalities is None:
         del options["modalities"]

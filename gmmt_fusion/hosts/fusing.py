@@ -107,18 +107,22 @@ def attach_new(job: Job, tracker: nn.Module) -> Attachment:
     return handle
 
 
+def read_weights(path: str) -> dict[str, Any]:
+    """The host's own weights in a checkpoint of it, read without running any code in it."""
+    saved = load_host_checkpoint(path)
+    state = next((saved[key] for key in ("net", "state_dict") if key in saved), saved)
+    state = {name.removeprefix("module."): value for name, value in state.items()}
+    return {name: value for name, value in state.items() if not name.startswith(f"{PREFIX}.")}
+
+
 def load_weights(network: nn.Module, path: str) -> None:
     """Load a host's checkpoint into its network, strictly.
 
     Raises:
         OSError, ValueError: it cannot be read, or does not fit.
     """
-    saved = load_host_checkpoint(path)
-    state = next((saved[key] for key in ("net", "state_dict") if key in saved), saved)
-    state = {name.removeprefix("module."): value for name, value in state.items()}
-    state = {name: value for name, value in state.items() if not name.startswith(f"{PREFIX}.")}
     try:
-        network.load_state_dict(state)
+        network.load_state_dict(read_weights(path))
     except RuntimeError as error:
         lines = str(error).splitlines()
         raise ValueError(

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
 
-from . import host_modules, shims, stand_ins
+from . import host_modules, shims, siamban, stand_ins
 from .job import VARIABLE, Job
 from .patches import Patches
 from .watching import Watcher, compile_with_paths
@@ -86,8 +86,8 @@ def _step_in(job: Job, patches: Patches) -> None:
     watcher = Watcher(
         after,
         job.belongs,
-        partial(host_modules.step_in, job, patches),
-        partial(host_modules.make_missing, job),
+        partial(_step_into_host, job, patches),
+        partial(_make_missing, job),
         job.paths,
     )
     sys.meta_path.insert(0, watcher)
@@ -97,6 +97,15 @@ def _step_in(job: Job, patches: Patches) -> None:
     for name, step in after.items():
         if name in sys.modules:
             step(sys.modules[name])
+
+
+def _step_into_host(job: Job, patches: Patches, module: ModuleType) -> None:
+    host_modules.step_in(job, patches, module)
+    siamban.step_in(job, patches, module)
+
+
+def _make_missing(job: Job, fullname: str) -> Any:
+    return host_modules.make_missing(job, fullname) or siamban.make_region(fullname)
 
 
 def _shim(name: str, job: Job, patches: Patches, module: ModuleType) -> None:
@@ -170,8 +179,7 @@ def _main_module(script: str, arguments: Sequence[str]) -> Iterator[ModuleType]:
     before = sys.modules["__main__"], sys.argv, sys.path
     sys.modules["__main__"] = main
     sys.argv = [script, *arguments]
-    here = os.path.abspath("")
-    others = [path for path in sys.path if os.path.abspath(path) != here]
+    others = sys.path[os.path.abspath(sys.path[0]) == os.path.abspath("") :]  # `python -m` adds it
     sys.path = [os.path.dirname(os.path.abspath(script)), *others]
     try:
         yield main

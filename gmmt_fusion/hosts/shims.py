@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from .no_gpu import ignore_gpu
+from .opencv import adapt_opencv
 from .patches import Patches
 from .safe_loading import load_own_checkpoints
 
@@ -104,6 +105,7 @@ def restore_torch(torch: ModuleType, patches: Patches) -> None:
 
 
 AFTER_IMPORT: Mapping[str, Callable[[Any, Patches], None]] = {
+    "cv2": adapt_opencv,
     "numpy": restore_numpy,
     "pandas": restore_pandas,
     "torch": restore_torch,
