@@ -116,16 +116,15 @@ def find_root(script: str) -> str:
     """The folder of the repository that a script belongs to.
 
     The current one where the script lies in it, else the nearest one above with a `.git` or, of an
-    unpacked archive, a README.md, else the script's own.
+    unpacked archive, a README.md, else the current one, as for the script of an installed command.
     """
     path = Path(os.path.realpath(script))
     here = Path(os.path.realpath(""))
-    if here in path.parents:
-        return str(here)
-    for folder in path.parents:
-        if (folder / ".git").exists() or (folder / "README.md").exists():
-            return str(folder)
-    return str(path.parent)
+    if here not in path.parents:
+        marks = (".git", "README.md")
+        roots = (folder for folder in path.parents if any((folder / m).exists() for m in marks))
+        here = next(roots, here)
+    return str(here)
 
 
 def _pair(text: str) -> tuple[str, str]:

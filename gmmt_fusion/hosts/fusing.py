@@ -28,6 +28,8 @@ def watch_networks(job: Job, patches: Patches) -> None:
     """Attach `job.fusion` after the weights of a recognised network are loaded; for training,
     before it is wrapped for several processes.
     """
+    _complete.clear()
+    _attached.clear()
     patches.set(nn.Module, "load_state_dict", _attaching(job, nn.Module.load_state_dict))
     if job.train:
         parallel = nn.parallel.DistributedDataParallel

@@ -39,9 +39,13 @@ def load_own_checkpoints(torch: ModuleType, patches: Patches) -> None:
 
 
 def _classes_of(torch: ModuleType, path: Any) -> list[Any]:
+    import numpy as np
+
     from ..attaching.inert_pickle import NotLoaded
 
-    found: list[Any] = []
+    found: list[Any] = [  # of numbers, by which no file names them
+        kind for kind in vars(np.dtypes).values() if isinstance(kind, type)
+    ]
     for name in torch.serialization.get_unsafe_globals_in_checkpoint(path):
         known = _host_class(name) or _numpy_name(name)
         # the name is the file's
