@@ -1,4 +1,4 @@
-"""siamban's own scripts, unedited, by the launcher: all stages, and a test with what was trained."""
+"""siamban's own scripts, unedited, by the launcher: all stages, then a test with the result."""
 
 import os
 import shutil
