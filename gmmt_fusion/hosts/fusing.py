@@ -28,6 +28,8 @@ def watch_networks(job: Job, patches: Patches) -> None:
     """Attach `job.fusion` after the weights of a recognised network are loaded; for training,
     before it is wrapped for several processes.
     """
+    _complete.clear()
+    _attached.clear()
     patches.set(nn.Module, "load_state_dict", _attaching(job, nn.Module.load_state_dict))
     if job.train:
         parallel = nn.parallel.DistributedDataParallel
@@ -133,7 +135,7 @@ def load_weights(network: nn.Module, path: str) -> None:
 
 def _report(job: Job, handle: Attachment, fusion: str) -> None:
     adapters = {point["adapter"] for point in handle.describe()["adapter"].values()}
-    what = ", ".join(sorted(adapters))
+    what = ", ".join(sorted(adapters - {"NoneType"}))  # the head may need no method
     _attached.add(handle.network)
     trained = sum(parameter.numel() for parameter in handle.parameters())
     job.note("attached", what)

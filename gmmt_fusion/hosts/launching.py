@@ -33,7 +33,12 @@ def run_script(job: Job, script: str, arguments: Sequence[str]) -> int:
     It is not 0 where the script or a process of its fails, also where the host goes on after an
     error, and where the job was to attach a fusion and nothing was attached.
     """
-    with _environment(job), _main_module(script, arguments) as main, Patches() as patches:
+    with (
+        _environment(job),
+        _modules(job),
+        _main_module(script, arguments) as main,
+        Patches() as patches,
+    ):
         _step_in(job, patches)
         code = 1
         try:
@@ -73,6 +78,7 @@ def describe(error: BaseException) -> str:
 
 
 def _step_in(job: Job, patches: Patches) -> None:
+    patches.set(sys, "meta_path", [*sys.meta_path])
     stand_ins.install_stand_ins()
     shims.restore_collections(collections, patches)
     shims.restore_local_rank(argparse.ArgumentParser, patches)
@@ -84,7 +90,7 @@ def _step_in(job: Job, patches: Patches) -> None:
         partial(_make_missing, job),
         job.paths,
     )
-    patches.set(sys, "meta_path", [watcher, *sys.meta_path])
+    sys.meta_path.insert(0, watcher)
     patches.set(os, "system", _noting(job, os.system))
     if job.paths:
         patches.set(runpy, "run_path", partial(_run_path, job, runpy.run_path))
@@ -145,6 +151,24 @@ def _environment(job: Job) -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+@contextlib.contextmanager
+def _modules(job: Job) -> Iterator[None]:
+    """Forget in the end what the script has imported of the host's, and stand-ins."""
+    before = set(sys.modules)
+    try:
+        yield
+    finally:
+        new = {name: sys.modules[name] for name in set(sys.modules) - before}
+        packages = {  # a host's may have no file of its own
+            name.partition(".")[0]
+            for name, module in new.items()
+            if job.belongs(getattr(module, "__file__", None))
+        }
+        for name, module in new.items():
+            if name.partition(".")[0] in packages or isinstance(module, stand_ins.StandInModule):
+                del sys.modules[name]
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -12,12 +13,15 @@ from typing import Any
 import torch
 from torch import distributed
 
-from ..attaching.attachment import Attachment
+from ..files import write_atomically
 from ..training import recipes
 from ..training.host_loop import train_in_host
 from .fusing import attach_new, attachment_of
 from .job import Job
 from .patches import Patches
+
+OPTIONS = "run.json"
+"""Beside the fusion: the options of the run that trained it."""
 
 RECIPES = {"paper": recipes.paper_optimizer, "adamw": recipes.adamw_optimizer}
 
@@ -57,6 +61,7 @@ class Run:
 
     def __init__(self, job: Job, trainer: Any, epochs: int) -> None:
         self.job, self.trainer, self.folder = job, trainer, Path(job.train or "")
+        self.check_options()
         self.handle = attachment_of(trainer.actor.net) or attach_new(job, trainer.actor.net)
         trainer.optimizer, trainer.lr_scheduler = train_in_host(
             self.handle,
@@ -68,6 +73,32 @@ class Run:
         self.saved = False
         self.own_epoch, self.own_save = trainer.train_epoch, trainer.save_checkpoint
         trainer.train_epoch, trainer.save_checkpoint = self.train_epoch, self.save_checkpoint
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What a resumed run has in common with the one that it goes on from."""
+        job = self.job
+        named = {"generative-weight": job.generative_weight, "recipe": job.recipe}
+        return {**job.build, **named, "calibrate": job.calibrate}
+
+    def check_options(self) -> None:
+        """Refuse a folder of a run with other options.
+
+        Raises:
+            ValueError: names them.
+        """
+        path = self.folder / OPTIONS
+        before = json.loads(path.read_text()) if path.exists() else self.options
+        changed = [
+            f"--{name} was {before.get(name)}, is {value}"
+            for name, value in self.options.items()
+            if before.get(name) != value
+        ]
+        if changed:
+            raise ValueError(
+                f"{self.folder} holds a fusion of another run: {'; '.join(changed)}; give the same "
+                "options to go on, or another folder"
+            )
 
     def train_epoch(self, *args: Any, **kwargs: Any) -> Any:
         """The trainer's, before whose first epoch a new fusion is calibrated."""
@@ -117,6 +148,8 @@ class Run:
 
     def save(self) -> None:
         self.handle.save_pretrained(self.folder)
+        text = json.dumps(self.options, indent=2) + "\n"
+        write_atomically(self.folder / OPTIONS, lambda path: path.write_text(text))
         self.saved = True
 
     def finish(self) -> None:
@@ -128,6 +161,3 @@ class Run:
         if not self.saved:
             self.save()
         self.job.say(f"saved the fusion of epoch {self.trainer.epoch} in {self.folder}")
-
-
-__all__ = ["RECIPES", "Attachment", "Run", "watch_trainer"]
