@@ -7,6 +7,8 @@ from gmmt_fusion.attaching.adapter import Adapter
 from . import siamban
 from .auto import ADAPTERS, attach
 from .bat import BATAdapter
+from .concatenation import ConcatAdapter
+from .encoder import EncoderAdapter
 from .module import ModuleAdapter
 from .sdstrack import SDSTrackAdapter
 from .siamban import SiamBANAdapter
@@ -17,6 +19,8 @@ __all__ = [
     "ADAPTERS",
     "Adapter",
     "BATAdapter",
+    "ConcatAdapter",
+    "EncoderAdapter",
     "ModuleAdapter",
     "SDSTrackAdapter",
     "SiamBANAdapter",

@@ -21,7 +21,7 @@ VIPT_PATHS = {  # that its test script names, and what is there
     "RGBT234": ("/media/jiawen/Datasets/Tracking/DATASET_TEST/RGBT234", "RGBT234"),
     "GTOT": ("/home/lz/Videos/GTOT", "GTOT"),
 }
-LASHER_DATA = "--set lasher_dir=$DATA/LasHeR/trainingset"
+LASHER_DATA = "--set lasher_dir=$DATA/renamed/trainingset"
 RGBD1K_DATA = "--set depthtrack_dir=$DATA/RGBD1K/train --path depthtrack_%s.txt=$DATA/RGBD1K/%s.txt"
 SNAPSHOT = "$SIAMBAN/experiments/siamban_r50_l3_rgbt/snapshot/checkpoint_e20.pth"
 
@@ -137,11 +137,11 @@ def test(row: Row) -> tuple[str, str]:
             f"--dataset_name {benchmark} --yaml_name deep_rgbt",
         )
     elif row.host == "tbsi" and row.benchmark == LASHER:
-        results = "results/tbsi_track/$TBSI_CONFIG"
+        results = "results/tbsi_track/${TBSI_CONFIG}_15"
         track = here + lines(
             f"{run} --set lasher_path=$DATA/LasHeR --set results_path=$RUNS/{name}/results",
             "$TBSI/tracking/test.py tbsi_track $TBSI_CONFIG --dataset_name lasher_test "
-            "--threads 4 --num_gpus 1",
+            "--runid 15 --threads 4 --num_gpus 1",
         )
     else:  # of which the host has no class
         host = "VIPT" if row.host == "vipt-d" else "TBSI"

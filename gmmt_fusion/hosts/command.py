@@ -1,4 +1,4 @@
-"""`python -m gmmt_fusion run`: a host's own script, unedited, with a fusion."""
+"""`gmmt-fusion run`: a host's own script, unedited, with a fusion."""
 
 from __future__ import annotations
 
@@ -6,30 +6,19 @@ import argparse
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from .job import Job
-from .launching import run_script
-
-if TYPE_CHECKING:
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 PRESETS = ("small", "small-unet", "paper-uvit", "paper-unet")
 METHODS = ("diffusion", "cgan", "raw")
 RECIPES = ("paper", "adamw")
 
 
-def add_run(commands: Commands) -> None:
-    """The parser of the subcommand; `run` of what it parses returns the exit code."""
-    command = commands.add_parser(
-        "run",
-        help="run a tracker's own script, unedited, with a fusion attached",
-        usage="python -m gmmt_fusion run [--fusion DIR | --train DIR] [options] SCRIPT.py ARGS…",
-        description="Runs a script of a tracker's repository, with what it needs of 2022's "
-        "packages. With --fusion a saved fusion is attached as soon as the tracker's weights are "
-        "loaded; with --train the training script fine-tunes a new one and saves it.",
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    command.usage = "%(prog)s [--fusion DIR | --train DIR] [options] SCRIPT.py ARGS…"
+    command.description = (
+        "Runs a script of a tracker's repository, with what it needs of 2022's packages. With "
+        "--fusion a saved fusion is attached as soon as the tracker's weights are loaded; with "
+        "--train the training script fine-tunes a new one and saves it."
     )
-    command.set_defaults(run=run)
     what = command.add_mutually_exclusive_group()
     what.add_argument("--fusion", metavar="DIR", help="folder or hub id of the fusion to attach")
     what.add_argument("--train", metavar="DIR", help="folder to save a fine-tuned fusion in")
@@ -92,6 +81,9 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         OSError, ValueError: a file or folder that is not there, or options that do not go together.
     """
+    from .job import Job
+    from .launching import run_script
+
     if not Path(options.script).is_file():
         raise FileNotFoundError(f"{options.script} is missing; expected a script of the tracker's")
     build = {
@@ -124,16 +116,15 @@ def find_root(script: str) -> str:
     """The folder of the repository that a script belongs to.
 
     The current one where the script lies in it, else the nearest one above with a `.git` or, of an
-    unpacked archive, a README.md, else the script's own.
+    unpacked archive, a README.md, else the current one, as for the script of an installed command.
     """
     path = Path(os.path.realpath(script))
     here = Path(os.path.realpath(""))
-    if here in path.parents:
-        return str(here)
-    for folder in path.parents:
-        if (folder / ".git").exists() or (folder / "README.md").exists():
-            return str(folder)
-    return str(path.parent)
+    if here not in path.parents:
+        marks = (".git", "README.md")
+        roots = (folder for folder in path.parents if any((folder / m).exists() for m in marks))
+        here = next(roots, here)
+    return str(here)
 
 
 def _pair(text: str) -> tuple[str, str]:

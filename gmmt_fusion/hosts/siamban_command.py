@@ -1,28 +1,20 @@
-"""`python -m gmmt_fusion siamban-data`: RGB-T data where siamban looks for its own."""
+"""`gmmt-fusion siamban-data`: RGB-T data where siamban looks for its own."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..evaluation.layouts import LAYOUTS
 from ..evaluation.text_files import read_names
 
-if TYPE_CHECKING:
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
-
-def add_siamban_data(commands: Commands) -> None:
-    """The parser of the subcommand."""
-    command = commands.add_parser(
-        "siamban-data",
-        help="lay a benchmark out for siamban's own scripts: crops, lists of frames, configs",
-        description="Writes into a checkout of siamban, where it keeps its data (git ignores it): "
-        "with --train crops of both modalities and their annotations, with --test the list of "
-        "frames to track, and the configs of the paper's stages.",
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    command.description = (
+        "Writes into a checkout of siamban, where it keeps its data (git ignores it): with --train "
+        "crops of both modalities and their annotations, with --test the list of frames to track, "
+        "and the configs of the paper's stages."
     )
-    command.set_defaults(run=run)
     command.add_argument("--checkout", required=True, type=Path, metavar="DIR", help="of siamban")
     what = command.add_mutually_exclusive_group(required=True)
     what.add_argument("--train", type=Path, metavar="DIR", help="sequences to train on")

@@ -160,11 +160,27 @@ def _truth(sequence: TrackingSequence) -> np.ndarray:
 
 
 def _pair_names(sequence: TrackingSequence) -> list[str]:
-    assert isinstance(sequence.visible, Images) and isinstance(sequence.auxiliary, Images)
-    return [
-        _join(path, other)
-        for path, other in zip(sequence.visible.paths, sequence.auxiliary.paths, strict=True)
-    ]
+    return [_join(*pair) for pair in zip(*_paths(sequence), strict=True)]
+
+
+def _paths(sequence: TrackingSequence) -> list[list[Path]]:
+    """The files of both modalities.
+
+    Raises:
+        ValueError: a frame has no file of one: siamban's own scripts read both.
+    """
+    found = []
+    for stream in (sequence.visible, sequence.auxiliary):
+        assert isinstance(stream, Images)
+        paths = [path for path in stream.paths if path is not None]
+        if len(paths) < len(stream.paths):
+            raise ValueError(
+                f"{sequence.name}: {len(stream.paths) - len(paths)} of {len(stream.paths)} frames "
+                "have no file of one modality, and siamban reads both; leave the sequence out, or "
+                "track it with `gmmt-fusion track`"
+            )
+        found.append(paths)
+    return found
 
 
 def _join(first: Path, second: Path) -> str:
@@ -182,18 +198,17 @@ def _write_crops(folder: Path, sequence: TrackingSequence) -> dict[str, list[flo
     `folder`.
     """
     cv2, frames = import_opencv(), {}
-    streams = (sequence.visible, sequence.auxiliary)
+    streams = _paths(sequence)
     for index, box in enumerate(_truth(sequence)):
         if not (np.isfinite(box).all() and min(box[2:]) > 0):
             continue
         number = f"{index:06d}"
         frames[number] = [*box[:2].tolist(), *(box[:2] + box[2:]).tolist()]
-        for stream, name in zip(streams, FOLDERS, strict=True):
+        for paths, name in zip(streams, FOLDERS, strict=True):
             path = folder / name / sequence.name / f"{number}.00.x.jpg"
             if not path.exists():
-                assert isinstance(stream, Images)
                 path.parent.mkdir(parents=True, exist_ok=True)
-                shown = crop(read_image(stream.paths[index]), box)
+                shown = crop(read_image(paths[index]), box)
                 _write(path, cv2.imencode(".jpg", shown)[1].tobytes())
     return frames
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -93,7 +93,7 @@ class Run:
     def batches(self) -> Iterator[Callable[[], Any]]:
         loader = next(loader for loader in self.trainer.loaders if loader.training)
         for data in islice(loader, self.job.calibrate):
-            data = data.to(self.trainer.device)
+            data = _move(data, self.trainer.device)
             data["epoch"], data["settings"] = self.trainer.epoch, self.trainer.settings
             yield functools.partial(self.trainer.actor.forward_pass, data)
 
@@ -116,3 +116,12 @@ class Run:
         if not self.saved:
             self.save()
         self.job.say(f"saved the fusion of epoch {self.trainer.epoch} in {self.folder.path}")
+
+
+def _move(data: Any, device: Any) -> Any:
+    """A batch of any host's on a device: what has a `to`, also in dicts."""
+    if hasattr(data, "to"):
+        return data.to(device)
+    if isinstance(data, Mapping):
+        return {name: _move(value, device) for name, value in data.items()}
+    return data

@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -11,12 +10,12 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..checks import check_finite, check_maps, check_whole_number
-from . import checkpoint
 from .building import build_discriminator, build_method, build_network, build_residual
 from .calibration import least_squares_convolution, moments
 from .config import FusionConfig
 from .methods import BoundNetwork, ConditionalGAN, standard_normal
 from .networks import UNet, UViT
+from .pretrained import Pretrained
 
 Features = Sequence[Tensor]
 """One map (B, C, H, W) per modality."""
@@ -43,17 +42,18 @@ class FastPath(Protocol):
         """Drop what was made of weights that may change now."""
 
 
-class GenerativeFusion(nn.Module):
+class GenerativeFusion(Pretrained):
     """Generates the fused map of a multi-modal tracker from noise, given one map per modality.
 
     GMMT (Tang et al., AAAI 2024, arXiv 2309.01728). `fusion(f_1, …, f_m)` gives a map (B, C, H, W)
-    from m maps (B, C, H, W) of any H and W, in their device and dtype.
+    from m maps (B, C, H, W) of any H and W, in their device and dtype; with `out_channels` the
+    fused map has those, here and below.
 
     Args:
         channels: C of the host's maps.
         options: the other fields of `FusionConfig`, by name: modalities, size, method, network,
             network_config, residual, steps, eta, prediction_type, weighting,
-            last_timestep_probability, fixed_noise, scheduler.
+            last_timestep_probability, fixed_noise, scheduler, out_channels.
 
     Raises:
         ValueError: an unknown name or an impossible number, naming it.
@@ -72,6 +72,7 @@ class GenerativeFusion(nn.Module):
         self.config = config = FusionConfig(channels, **options)
         self.head: nn.Module | None = None  # the host's new head, once attached
         self.head_state: dict[str, Tensor] | None = None  # its loaded weights, until then
+        self.about: dict[str, Any] = {}
         self.fast_path: FastPath | None = None
         self.discriminator = build_discriminator(config)
         self.method, self.config = build_method(
@@ -84,8 +85,8 @@ class GenerativeFusion(nn.Module):
         self.residual = build_residual(config, self.network)
         self.register_buffer("feature_mean", torch.zeros(config.modalities, channels))
         self.register_buffer("feature_std", torch.ones(config.modalities, channels))
-        self.register_buffer("fused_mean", torch.zeros(channels))
-        self.register_buffer("fused_std", torch.ones(channels))
+        self.register_buffer("fused_mean", torch.zeros(config.fused_channels))
+        self.register_buffer("fused_std", torch.ones(config.fused_channels))
         self.register_buffer("noise", self._starting_noise(config.size), persistent=False)
         self.generator = torch.Generator()
         self.manual_seed(0)
@@ -94,19 +95,20 @@ class GenerativeFusion(nn.Module):
     def preset(
         cls, name: str, channels: int, size: int | Sequence[int] = 16, **options: Any
     ) -> "GenerativeFusion":
-        """A fusion of a named size, as `FusionConfig.preset` lists them.
-
-        `options` are fields of `FusionConfig` and take precedence. Raises ValueError for an unknown
-        name.
-        """
+        """A fusion of a named size; arguments and errors as `FusionConfig.preset`'s."""
         config = FusionConfig.preset(name, channels, size, **options)
         named = {key: getattr(config, key) for key in vars(config) if key != "channels"}
         return cls(config.channels, **{**named, **options})
 
     @property
     def channels(self) -> int:
-        """C of the maps."""
+        """C of the modality maps."""
         return self.config.channels
+
+    @property
+    def out_channels(self) -> int:
+        """C of the fused map."""
+        return self.config.fused_channels
 
     @property
     def modalities(self) -> int:
@@ -231,7 +233,8 @@ class GenerativeFusion(nn.Module):
             generator: draws noise and timesteps; default `self.generator`.
 
         Raises:
-            TypeError, ValueError: maps that do not fit or are not finite, named.
+            TypeError, ValueError: maps that do not fit or, on a CPU, are not finite, named. (A GPU
+                would have to be waited for; the loss is NaN there.)
         """
         maps, x_0, dtype = self._training_inputs(features, fused)
         prediction, loss = self.method.loss(self._bind(maps), x_0, generator or self.generator)
@@ -278,6 +281,7 @@ class GenerativeFusion(nn.Module):
             raise ValueError("calibrate got no batches; expected pairs (features, fused)")
         for features, fused in pairs:
             self._training_inputs(features, fused)
+            check_finite(features, fused)
         for index in range(self.modalities):
             mean_and_std = moments(features[index] for features, _ in pairs)
             self.feature_mean[index], self.feature_std[index] = mean_and_std
@@ -295,54 +299,6 @@ class GenerativeFusion(nn.Module):
         for parameter in self.network.last_layer.parameters():
             nn.init.zeros_(parameter)
         return unexplained
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors` into `folder`; pickle is not used.
-
-        The weights' file holds the config too, so that the two cannot come apart.
-        """
-        state = dict(self.state_dict())
-        state.update({f"head.{name}": x for name, x in (self.head_state or {}).items()})
-        checkpoint.save(folder, self.config, state)
-
-    def push_to_hub(self, repo_id: str, **options: Any) -> str:  # of huggingface_hub's
-        """Upload what `save_pretrained` writes to the Hugging Face hub, and return its address.
-
-        Args:
-            repo_id: "owner/name"; made where it is missing.
-            options: token, private, revision, commit_message.
-        """
-        return checkpoint.upload(repo_id, self.save_pretrained, **options)
-
-    @classmethod
-    def from_pretrained(
-        cls, folder_or_hub_id: str | Path, *, subfolder: str = "", **options: Any
-    ) -> "GenerativeFusion":
-        """Load from a folder that `save_pretrained` wrote, or from the hub, on the CPU.
-
-        Args:
-            folder_or_hub_id: a path, or a Hugging Face hub id.
-            subfolder: of either, "best" say.
-            options: of the hub, for an id: revision, cache_dir, force_download, local_files_only,
-                token.
-
-        Raises:
-            OSError: a file is missing, cut off or of something else.
-            TypeError: an unknown option.
-        """
-        saved = checkpoint.SavedFusion(checkpoint.find(folder_or_hub_id, subfolder, **options))
-        try:
-            with torch.device("meta"):  # nothing is allocated, and nothing random drawn
-                fusion = cls(**vars(saved.config))
-        except (TypeError, ValueError) as error:
-            raise OSError(f"{saved.source} does not describe a fusion: {error}") from error
-        heads = saved.check_fit(fusion, apart="head.")
-        state = saved.read()
-        fusion.to_empty(device="cpu")
-        fusion.head_state = {name.removeprefix("head."): state.pop(name) for name in heads} or None
-        fusion.load_state_dict(state)
-        fusion.noise = fusion._starting_noise(fusion.size)
-        return fusion
 
     def _bind(self, maps: list[Tensor]) -> BoundNetwork:
         residual = None
@@ -368,7 +324,7 @@ class GenerativeFusion(nn.Module):
 
     def _starting_noise(self, size: Sequence[int], num_samples: int = 1) -> Tensor:
         """The noise that inference starts from, (num_samples, C, H, W), always the same."""
-        shape = num_samples, self.channels, *size
+        shape = num_samples, self.out_channels, *size
         generator = torch.Generator().manual_seed(0)
         return standard_normal(shape, generator, self.feature_mean.device)
 
@@ -376,7 +332,7 @@ class GenerativeFusion(nn.Module):
         """Noise (num_samples · B, C, H, W); without a generator one for the whole batch."""
         batch, size = like.shape[0] // num_samples, like.shape[2:]
         if generator is not None:
-            return standard_normal(like.shape, generator, like.device)
+            return standard_normal((len(like), self.out_channels, *size), generator, like.device)
         noise = self.noise.float()
         if num_samples > 1 or noise.shape[2:] != size:
             noise = self._starting_noise(size, num_samples)
@@ -385,8 +341,9 @@ class GenerativeFusion(nn.Module):
     def _training_inputs(
         self, features: Features, fused: Tensor
     ) -> tuple[list[Tensor], Tensor, torch.dtype]:
-        dtype = check_maps(features, fused, self.modalities, self.channels)
-        check_finite(features, fused)
+        dtype = check_maps(features, fused, self.modalities, self.channels, self.out_channels)
+        if fused.device.type == "cpu":
+            check_finite(features, fused)
         mean, std = self._fused_moments()
         return self._normalise(features), (fused.float() - mean) / std, dtype
 
