@@ -24,6 +24,7 @@ from torch import nn
 from ..adapters import Adapter, attach
 from ..attaching.attachment import Attachment
 from ..attaching.families import find_family
+from ..attaching.recognition import networks_of
 from ..model.checkpoint import weights_digest
 from ..model.fusion import GenerativeFusion
 
@@ -61,7 +62,7 @@ def find_confidence(out: Mapping[str, object]) -> float:
     return math.nan
 
 
-def load_tracker(spec: str, fusion: str | Path | None = None) -> Any:
+def load_tracker(spec: str, fusion: str | Path | None = None, device: str | None = None) -> Any:
     """The tracker that a named function returns, with a fusion attached where one is named.
 
     Args:
@@ -69,6 +70,8 @@ def load_tracker(spec: str, fusion: str | Path | None = None) -> Any:
             are also looked for in the current folder.
         fusion: folder or hub id for `attach`. A tracker that needs an adapter of its own has it as
             `tracker.adapter`, or its function attaches the fusion itself.
+        device: to which the networks that it is or holds are moved, with the fusion; default where
+            they are.
 
     Raises:
         ValueError, OSError, ImportError: no such function, or what it returns cannot be driven or
@@ -77,6 +80,7 @@ def load_tracker(spec: str, fusion: str | Path | None = None) -> Any:
     place, _, name = str(spec).rpartition(":")
     if not place or not name:
         raise ValueError(f"tracker {spec!r}; expected module:function or path/to/file.py:function")
+    check_device(device)
     build = getattr(_import(place), name, None)
     if not callable(build):
         raise ValueError(f"{place} has no function {name!r}")
@@ -91,16 +95,33 @@ def load_tracker(spec: str, fusion: str | Path | None = None) -> Any:
     except Exception as error:  # with its traceback: the mistake is in the tracker
         raise RuntimeError(f"{spec} failed") from error
     find_family(tracker)
-    if fusion is None:
-        return tracker
+    if fusion is not None:
+        _attach(tracker, fusion, spec)
+    for network in networks_of(tracker) if device else ():
+        network.to(device)
+    return tracker
+
+
+def check_device(device: str | None) -> None:
+    """Raise ValueError unless it is None, or the name of a device that this machine has."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"device {device!r} cannot be used ({reason}); expected cpu, or a cuda, cuda:1, … "
+            "of this machine"
+        ) from None
+
+
+def _attach(tracker: Any, fusion: str | Path, spec: str) -> None:
     try:
         Attachment.of(tracker)
     except ValueError:
         adapter = getattr(tracker, "adapter", None)
         attach(tracker, fusion, adapter if isinstance(adapter, Adapter) else "auto")
     else:
-        warnings.warn(f"{spec} has attached a fusion itself; {fusion} is not used", stacklevel=2)
-    return tracker
+        warnings.warn(f"{spec} has attached a fusion itself; {fusion} is not used", stacklevel=3)
 
 
 def hash_networks(tracker: Any) -> str | None:

@@ -1,0 +1,67 @@
+"""What subcommands share: printing to any terminal, notes on stderr, checks before long work."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+from ..evaluation.text_files import printable
+
+
+def print_line(text: str, file: TextIO | None = None) -> None:
+    """Print a line, whatever the terminal can show."""
+    file = file or sys.stdout
+    print(printable(text, getattr(file, "encoding", None) or "utf-8"), file=file)
+
+
+def note(text: object) -> None:
+    """Print a note on stderr."""
+    print_line(f"note: {text}", sys.stderr)
+
+
+@contextlib.contextmanager
+def noting() -> Iterator[None]:
+    """Print warnings as notes, each when it comes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = lambda message, *_, **__: note(message)
+        yield
+
+
+def check_output(folder: Path) -> None:
+    """Refuse, before hours of work, a folder that cannot be written to."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(f"{there} is not a folder; give another --out")
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        problem = f"{there} cannot be written to ({error.strerror}); give another --out"
+        raise OSError(problem) from None
+
+
+def add_tracker(command: argparse.ArgumentParser) -> None:
+    """The arguments of commands that run a user's tracker."""
+    command.add_argument(
+        "--tracker",
+        required=True,
+        metavar="SPEC",
+        help="module:function or file.py:function, without arguments, that returns the tracker",
+    )
+    command.add_argument(
+        "--fusion",
+        metavar="DIR",
+        help="saved fusion to attach to it, a folder or hub id; omit where the function does it",
+    )
+    command.add_argument(
+        "--device",
+        metavar="NAME",
+        help="where the tracker's networks go: cpu, cuda, cuda:1, … (default: where they are)",
+    )
