@@ -240,4 +240,3 @@ def _numbers(value: Any, path: tuple[Any, ...] = ()) -> Result:  # whatever a ho
     else:
         return {}
     return {p: x for name, item in items for p, x in _numbers(item, (*path, name)).items()}
-

@@ -198,7 +198,7 @@ class Search:
                 continue
             outputs = [x for x in call.outputs if is_feature(x, self.modalities)]
             for reading in readings(call, "inputs", self.modalities):
-                fit = [x for x in outputs if fits(reading[0].shape, x)]
+                fit = [x for x in outputs if fits(reading, x)]
                 if len(fit) == 1 and reading[0].value() is not None:
                     yield reading, Part(call, "outputs", fit[0])
 
@@ -213,13 +213,14 @@ class Search:
         return max(p.change(by_key) for p in head.fused)
 
 
-def fits(shape: Sequence[int], leaf: Leaf) -> bool:
-    """Whether an output may be fused from maps, or tokens, of a shape."""
-    if len(leaf.shape) != len(shape) or leaf.shape[0] != shape[0]:
-        return False
+def fits(reading: Reading, leaf: Leaf) -> bool:
+    """Whether an output may be fused from maps, or from tokens."""
+    shape = reading[0].shape
+    if reading[0].axis is not None or len(leaf.shape) != len(shape):
+        return leaf.shape == shape  # pieces are told by that they are as large as the whole
     if is_map(shape):
-        return leaf.shape[2:] == tuple(shape[2:])
-    return leaf.shape[1] == shape[1]
+        return leaf.shape[0] == shape[0] and leaf.shape[2:] == shape[2:]
+    return leaf.shape[:2] == shape[:2]
 
 
 def equals(part: Part, other: Part) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,14 +12,14 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from .readings import Calls, Ownership, Part, best_order, is_feature, is_map
+from .readings import MARGIN, Calls, Ownership, Part, best_order, is_feature, is_map
 from .recording import Call, difference
 from .searching import Head, Search
 
 MOST_VIEWS, MOST_SETS, SAMPLES = 160, 60_000, 2048
 EXACT = 1e-4
 """Of a sum: what of the fused map it may leave unexplained, relative to its size."""
-SUM_MARGIN = 1.05
+SUM_MARGIN, SISTERS_MARGIN = 1.05, 4.0
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,10 @@ class StreamSearch:
         else:
             self.channels, self.length = shape[2], shape[1]
         self.places = list(self._find_places())
+        # how many tokens streams have beside those of the search region, before any is eliminated
+        shapes = {x.shape for call in search.calls for x in call.inputs if len(x.shape) == 3}
+        self.templates = {0} | {s[1] - self.length for s in shapes if s[2] == self.channels}
+        self.families = Counter(key for call in search.calls for key in _relatives(call))
         self._noisy: list[Calls] | None = None
 
     # --- views ----------------------------------------------------------------------------------
@@ -140,9 +145,8 @@ class StreamSearch:
             yield View(part, 1)
         else:
             for places in self.places:
-                count = places.shape[1]
-                if count <= shape[1]:
-                    yield View(part, -count, places)
+                if shape[1] - places.shape[1] in self.templates:
+                    yield View(part, -places.shape[1], places)
 
     def _find_places(self) -> Iterator[Part]:
         """Tensors (B, L) of L different places in the map, of those that are not as many."""
@@ -246,7 +250,7 @@ class StreamSearch:
         views = self.views("inputs") + self.views("outputs")
         groups: dict[object, list[View]] = {}
         for view in views:
-            for key in _kin(view):
+            for key in self._kin(view):
                 groups.setdefault(key, []).append(view)
         end = self.head.call.began
         for group in sorted(groups.values(), key=lambda g: -max(map(_when, g))):
@@ -254,12 +258,20 @@ class StreamSearch:
             if len(group) != self.modalities:
                 continue
             own = self.ownership(tuple(group))
-            if own is None or not own.clear:
-                continue
-            if any(self._is_fused(view) for view in group):
+            least = MARGIN if len({v.part.call.name for v in group}) == 1 else SISTERS_MARGIN
+            if own is None or own.margin < least or any(self._is_fused(view) for view in group):
                 continue
             return _ordered(Streams(tuple(group), own, at=max(map(_when, group)) / end))
         return None
+
+    def _kin(self, view: View) -> Iterator[object]:
+        """By what views belong together; of calls, where there are m of them."""
+        part = view.part
+        about = part.side, part.shape, view.first
+        yield part.call.key, about  # pieces, or tensors, of one call
+        for key in _relatives(part.call) if part.axis is None else ():
+            if self.families[key] == self.modalities:
+                yield key, part.leaf.path, about
 
     def _is_fused(self, view: View) -> bool:
         """Whether the head's input depends on the images through this view alone."""
@@ -320,17 +332,14 @@ def _weights(rows: Tensor, goal: Tensor) -> list[float] | None:
     return [float(w) for w in weights]
 
 
-def _kin(view: View) -> Iterator[object]:
-    """By what views belong together."""
-    part = view.part
-    name, method, index = part.call.key
-    about = part.side, part.shape, view.first
-    yield name, method, index, about  # pieces, or tensors, of one call
-    if part.axis is None:
-        yield name, method, part.leaf.path, about  # calls of one module
+def _relatives(call: Call) -> Iterator[object]:
+    """Names for the calls that one belongs to."""
+    name, method, index = call.key
+    if call.phase == 1:
+        yield name, method  # calls of one module
         places = name.split(".")
-        for i in range(len(places)):  # calls of modules that differ in one part of their names
-            yield (*places[:i], "*", *places[i + 1 :], method, index, part.leaf.path, about)
+        for i in range(len(places)):  # of modules that differ in one part of their names
+            yield (*places[:i], "*", *places[i + 1 :], method, index)
 
 
 def _when(view: View) -> int:
@@ -352,6 +361,4 @@ def _ordered(streams: Streams) -> Streams:
         [streams.own.changes[k] for k in order], tuple(range(len(order))), streams.own.margin
     )
     weights = streams.weights and tuple(streams.weights[k] for k in order)
-    return replace(
-        streams, views=tuple(streams.views[k] for k in order), own=own, weights=weights
-    )
+    return replace(streams, views=tuple(streams.views[k] for k in order), own=own, weights=weights)
