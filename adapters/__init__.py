@@ -7,6 +7,7 @@ from gmmt_fusion.attaching.adapter import Adapter
 from . import siamban
 from .auto import ADAPTERS, attach
 from .bat import BATAdapter
+from .concatenation import ConcatAdapter
 from .module import ModuleAdapter
 from .sdstrack import SDSTrackAdapter
 from .siamban import SiamBANAdapter
@@ -17,6 +18,7 @@ __all__ = [
     "ADAPTERS",
     "Adapter",
     "BATAdapter",
+    "ConcatAdapter",
     "ModuleAdapter",
     "SDSTrackAdapter",
     "SiamBANAdapter",

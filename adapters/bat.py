@@ -5,17 +5,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gmmt_fusion.attaching.adapter import Adapter, missing_submodule
+from gmmt_fusion.attaching.adapter import missing_submodule
 from gmmt_fusion.attaching.patching import Method
 from gmmt_fusion.attaching.plugin import ForwardPass
 
+from .at_head import AtHeadAdapter
 from .structure import BLOCKS, children, first_convolution, signature
 from .tokens import to_map
 
 STREAMS = 6  # arguments of a block: two streams' tokens, and the indexes of template and search
 
 
-class BATAdapter(Adapter):
+class BATAdapter(AtHeadAdapter):
     """Two streams side by side in every block, with an adapter between them; fused by a sum.
 
     A block takes both streams' tokens (B, N, C) and their indexes, and returns, among more, the
@@ -58,24 +59,18 @@ class BATAdapter(Adapter):
         current.memory["places"], current.memory["streams"] = (out[2], out[7]), []
         return out
 
-    def tap(self, current: ForwardPass, forward: Callable[..., Tensor], tokens: Tensor) -> Tensor:
-        out = forward(tokens)
+    def tap(
+        self, current: ForwardPass, forward: Callable[..., Tensor], *args: Any, **kwargs: Any
+    ) -> Tensor:
+        out = forward(*args, **kwargs)
         current.memory.setdefault("streams", []).append(out)
         return out
 
-    def fuse(
-        self,
-        current: ForwardPass,
-        forward: Callable[..., Any],
-        fused: Tensor,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:  # whatever the host's head returns
+    def features(self, current: ForwardPass, fused: Tensor) -> list[Tensor]:
         streams, places = (current.memory.get(name, ()) for name in ("streams", "places"))
         if (len(streams), len(places)) != (2, 2):
             raise ValueError(
                 f"the head was called after {len(streams)} calls of backbone.norm since the last "
                 "block; expected two, one a stream"
             )
-        maps = [to_map(*pair, fused.shape) for pair in zip(streams, places, strict=True)]
-        return forward(current.fuse(maps, fused), *args, **kwargs)
+        return [to_map(*pair, fused.shape) for pair in zip(streams, places, strict=True)]

@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gmmt_fusion.attaching.adapter import Adapter, missing_submodule
+from gmmt_fusion.attaching.adapter import missing_submodule
 from gmmt_fusion.attaching.patching import Method
 from gmmt_fusion.attaching.plugin import ForwardPass
 
+from .at_head import AtHeadAdapter
 from .structure import BLOCKS, children, first_convolution, signature
 from .tokens import to_map
 
@@ -18,7 +19,7 @@ Streams = list[tuple[Tensor, Tensor]]
 """Of each stream its tokens (B, N, C) and the places (B, L) of those of the search region."""
 
 
-class SDSTrackAdapter(Adapter):
+class SDSTrackAdapter(AtHeadAdapter):
     """Two streams that share their blocks and meet in some; fused by the norm of their mean.
 
     The last block is called three times: for the RGB stream, for the other, and for both after each
@@ -67,19 +68,11 @@ class SDSTrackAdapter(Adapter):
             current.memory[path] = list(pairs), None
         return out
 
-    def fuse(
-        self,
-        current: ForwardPass,
-        forward: Callable[..., Any],
-        fused: Tensor,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:  # whatever the host's head returns
+    def features(self, current: ForwardPass, fused: Tensor) -> list[Tensor]:
         path = _path_of(fused, current.memory)
         pairs, _ = current.memory[path]
         current.memory[path] = pairs, fused
-        maps = [to_map(tokens, places, fused.shape) for tokens, places in pairs]
-        return forward(current.fuse(maps, fused), *args, **kwargs)
+        return [to_map(tokens, places, fused.shape) for tokens, places in pairs]
 
 
 def _path_of(fused: Tensor, memory: dict[str, tuple[Streams, Tensor | None]]) -> str:

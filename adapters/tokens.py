@@ -20,4 +20,22 @@ def to_map(tokens: Tensor, places: Tensor, shape: torch.Size) -> Tensor:
     height, width = shape[-2:]
     index = places.long()[..., None].expand_as(search)
     whole = search.new_zeros(search.shape[0], height * width, search.shape[-1])
-    return rearrange(whole.scatter(1, index, search), "b (h w) c -> b c h w", h=height)
+    return unflatten(whole.scatter(1, index, search), height)
+
+
+def unflatten(tokens: Tensor, height: int) -> Tensor:
+    """The map (B, C, H, W) of tokens (B, H·W, C), of which y·W + x is the one at (y, x)."""
+    return rearrange(tokens, "b (h w) c -> b c h w", h=height)
+
+
+def guess_search(count: int) -> tuple[int, int]:
+    """Of so many tokens of a modality, the first of its search region, and the side of its map.
+
+    For the layouts of the OSTrack family: templates of half the side, none or a few, come first.
+    """
+    for templates in range(9):
+        side = round((count / (1 + templates / 4)) ** 0.5)
+        if side % 2 == 0 and count == side**2 + templates * (side // 2) ** 2:
+            return count - side**2, side
+    side = int(count**0.5)
+    return count - side**2, side

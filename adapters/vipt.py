@@ -1,20 +1,21 @@
 """ViPT (Zhu et al., CVPR 2023) with deep prompts, and trackers of its structure."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from gmmt_fusion.attaching.adapter import Adapter, missing_submodule
+from gmmt_fusion.attaching.adapter import missing_submodule
 from gmmt_fusion.attaching.patching import Method
 from gmmt_fusion.attaching.plugin import ForwardPass
 
+from .at_head import AtHeadAdapter
 from .structure import BLOCKS, children, first_convolution
 
 PROMPT_BLOCKS = "backbone.prompt_blocks"
 
 
-class ViPTAdapter(Adapter):
+class ViPTAdapter(AtHeadAdapter):
     """The fusion is spread over prompt blocks: the last is tapped, and what follows it replaced.
 
     Every block of `backbone.prompt_blocks` is called twice a frame, with the template's maps and
@@ -77,18 +78,12 @@ class ViPTAdapter(Adapter):
         # tokens out
         return (tokens, *indexes, None, None) if len(indexes) == 2 else tokens
 
-    def fuse(
-        self,
-        current: ForwardPass,
-        forward: Callable[..., Any],
-        fused: Tensor,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
+    def features(self, current: ForwardPass, fused: Tensor) -> Sequence[Tensor]:
         maps = current.memory.get(tuple(fused.shape[-2:]))
         if maps is None:
             raise ValueError(
                 f"the head got a map of {tuple(fused.shape[-2:])}; the last prompt block ran on "
                 f"{', '.join(map(str, current.memory)) or 'nothing'} before it"
             )
-        return forward(current.fuse(maps.chunk(2, dim=1), fused), *args, **kwargs)
+        chunks: tuple[Tensor, ...] = maps.chunk(2, dim=1)
+        return chunks

@@ -51,10 +51,14 @@ def check_size(size: int | Sequence[int]) -> tuple[int, int]:
 
 
 def check_maps(
-    features: Sequence[Tensor], fused: Tensor | None, modalities: int, channels: int
+    features: Sequence[Tensor],
+    fused: Tensor | None,
+    modalities: int,
+    channels: int,
+    out_channels: int | None = None,
 ) -> torch.dtype:
     """Raise ValueError or TypeError unless the maps are m floating-point tensors of one shape (B,
-    C, H, W).
+    C, H, W), and the fused one that with `out_channels`, default C.
 
     Returns:
         The widest dtype among the features, which the fused map gets.
@@ -64,22 +68,26 @@ def check_maps(
             f"got {1 if isinstance(features, Tensor) else len(features)} feature maps; expected "
             f"{modalities}, one per modality (GenerativeFusion(modalities=…))"
         )
-    named = [(f"features[{i}]", f) for i, f in enumerate(features)]
-    for name, x in named if fused is None else [*named, ("fused", fused)]:
+    named = [(f"features[{i}]", f, "channels", channels) for i, f in enumerate(features)]
+    if fused is not None:
+        if out_channels is None or out_channels == channels:
+            named.append(("fused", fused, "channels", channels))
+        else:
+            named.append(("fused", fused, "out_channels", out_channels))
+    for name, x, key, width in named:
         if not isinstance(x, Tensor):
             raise TypeError(f"{name} is a {type(x).__name__}; expected a tensor (B, C, H, W)")
         if not x.is_floating_point():
             raise TypeError(f"{name} has dtype {x.dtype}; expected a floating-point dtype")
-        if x.ndim != 4 or x.shape[1] != channels or 0 in x.shape:
+        if x.ndim != 4 or x.shape[1] != width or 0 in x.shape:
             raise ValueError(
-                f"{name} has shape {tuple(x.shape)}; expected (B, {channels}, H, W), as the fusion "
-                "was "
-                f"built with channels={channels}"
+                f"{name} has shape {tuple(x.shape)}; expected (B, {width}, H, W), as the fusion "
+                f"was built with {key}={width}"
             )
-        if x.shape != features[0].shape:
+        expected = (features[0].shape[0], width, *features[0].shape[2:])
+        if x.shape != expected:
             raise ValueError(
-                f"{name} has shape {tuple(x.shape)}; expected {tuple(features[0].shape)} as "
-                "features[0]"
+                f"{name} has shape {tuple(x.shape)}; expected {expected} as features[0]"
             )
     dtype = features[0].dtype
     for x in features[1:]:

@@ -44,8 +44,12 @@ class Adapter(ABC):
         return missing_submodule(network, self.head, *self.points(network))
 
     def channels(self, network: nn.Module) -> int | None:
-        """C of the fused map where the structure tells: another fusion is refused at once."""
+        """C of the modality maps where the structure tells: another fusion is refused at once."""
         return None
+
+    def out_channels(self, network: nn.Module) -> int | None:
+        """C of the fused map where the structure tells; by default that of the modality maps."""
+        return self.channels(network)
 
 
 def missing_submodule(network: nn.Module, *names: str) -> str | None:
@@ -61,15 +65,18 @@ def missing_submodule(network: nn.Module, *names: str) -> str | None:
     return None
 
 
-def split_maps(args: tuple[Any, ...], modalities: int) -> list[Tensor] | None:
-    """The m maps that a fusion was called with: m tensors, one list of m, or their concatenation.
+def split_maps(args: tuple[Any, ...], modalities: int, ndim: int = 4) -> list[Tensor] | None:
+    """What a fusion was called with: m tensors of one shape, a list of them, or one, concatenated.
 
-    None where the arguments, whatever the host passes, are neither.
+    Arguments beside them that are no tensors, or of another shape, are the host's own.
+
+    Args:
+        ndim: of the tensors, 4 of maps (B, C, H, W), 3 of tokens (B, N, C).
+
+    Returns:
+        m tensors, or one; None where the arguments, whatever the host passes, are neither.
     """
-    if len(args) == 1 and isinstance(args[0], (list, tuple)):
-        args = tuple(args[0])
-    if not all(isinstance(a, Tensor) for a in args):
-        return None
-    if len(args) == 1 and args[0].ndim == 4 and modalities > 1:
-        return list(args[0].chunk(modalities, dim=1))
-    return list(args) if len(args) == modalities else None
+    flat = [x for a in args for x in (a if isinstance(a, list | tuple) else [a])]
+    tensors = [x for x in flat if isinstance(x, Tensor) and x.ndim == ndim]
+    alike = [x for x in tensors if x.shape == tensors[0].shape]
+    return alike if len(alike) in (1, modalities) else None

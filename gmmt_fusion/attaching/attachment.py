@@ -192,6 +192,7 @@ class Attachment:
             "host": type(self.network).__name__,
             "adapter": points,
             "channels": self.fusion.channels,
+            "out_channels": self.fusion.out_channels,
             "modalities": self.fusion.modalities,
         }
 

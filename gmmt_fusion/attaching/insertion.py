@@ -82,11 +82,17 @@ def _check_network(network: nn.Module) -> None:
 
 
 def _check_fusion(network: nn.Module, fusion: GenerativeFusion, adapter: Adapter) -> None:
-    channels = adapter.channels(network)
+    kind = type(network).__name__
+    channels, fused = adapter.channels(network), adapter.out_channels(network)
     if channels not in (None, fusion.channels):
         raise ValueError(
-            f"the fusion was built with channels={fusion.channels}; this {type(network).__name__} "
-            f"fuses maps of {channels} channels"
+            f"the fusion was built with channels={fusion.channels}; this {kind} fuses maps of "
+            f"{channels} channels"
+        )
+    if fused not in (None, fusion.out_channels):
+        raise ValueError(
+            f"the fusion gives maps of {fusion.out_channels} channels; the head of this {kind} "
+            f"takes {fused}: build it with out_channels={fused}"
         )
     if adapter.modalities not in (None, fusion.modalities):
         raise ValueError(

@@ -251,6 +251,11 @@ class ForwardPass:
         return self.plugin.fusion.modalities
 
     @property
+    def channels(self) -> int:
+        """C of each of them."""
+        return self.plugin.fusion.channels
+
+    @property
     def generating(self) -> bool:
         """Whether the host's own fused map is not needed in this pass."""
         return self.mode is Mode.GENERATE

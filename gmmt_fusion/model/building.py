@@ -17,7 +17,7 @@ def build_discriminator(config: FusionConfig) -> Discriminator | None:
     """D of a CGAN, which sees a fused map with its features; None for the other methods."""
     if config.method != "cgan":
         return None
-    inputs = (config.modalities + 1) * config.channels
+    inputs = config.modalities * config.channels + config.fused_channels
     return Discriminator(inputs, config.channels, config.size)
 
 
@@ -51,10 +51,10 @@ def build_network(config: FusionConfig, method: Method) -> UViT | UNet:
     Raises:
         ValueError: `network_config` does not fit the network.
     """
-    inputs = (config.modalities + method.noise_maps) * config.channels
+    inputs = config.modalities * config.channels + method.noise_maps * config.fused_channels
     build = NETWORKS[config.network]
     try:
-        return build(inputs, config.channels, config.size, **config.network_config)
+        return build(inputs, config.fused_channels, config.size, **config.network_config)
     except TypeError as error:
         raise ValueError(
             f"network_config={dict(config.network_config)} does not fit "
@@ -65,16 +65,21 @@ def build_network(config: FusionConfig, method: Method) -> UViT | UNet:
 def build_residual(config: FusionConfig, network: UViT | UNet) -> nn.Conv2d | None:
     """The convolution beside the network, which begins as the mean of the modalities.
 
+    For a fused map of m · C channels it begins as their concatenation, for one of others at zero.
     The network's last layer is set to zero: the fusion starts as its residual path.
     """
     if config.residual not in ("conv1x1", "conv3x3"):
         return None
-    channels, modalities = config.channels, config.modalities
+    channels, modalities, fused = config.channels, config.modalities, config.fused_channels
     kernel = int(config.residual[4])
-    residual = nn.Conv2d(modalities * channels, channels, kernel, padding=kernel // 2)
-    nn.init.zeros_(residual.weight)
-    mean = torch.eye(channels).repeat(1, modalities) / modalities
-    residual.weight.data[..., kernel // 2, kernel // 2] = mean
+    residual = nn.Conv2d(modalities * channels, fused, kernel, padding=kernel // 2)
+    for parameter in residual.parameters():
+        nn.init.zeros_(parameter)
+    start = residual.weight.data[..., kernel // 2, kernel // 2]
+    if fused == channels:
+        start.copy_(torch.eye(channels).repeat(1, modalities) / modalities)
+    elif fused == modalities * channels:
+        start.copy_(torch.eye(fused))
     for parameter in network.last_layer.parameters():
         nn.init.zeros_(parameter)
     return residual

@@ -192,7 +192,11 @@ class SavedFusion:
     def _check_bounds(self, config: FusionConfig, source: Path) -> None:
         """Raise OSError where the config asks for more than there are weights: it is built next."""
         sizes = [len(self.shapes), *(side for shape in self.shapes.values() for side in shape)]
-        numbers: dict[str, float] = {"channels": config.channels, "modalities": config.modalities}
+        numbers: dict[str, float] = {
+            "channels": config.channels,
+            "modalities": config.modalities,
+            "out_channels": config.fused_channels,
+        }
         for key, value in config.network_config.items():
             entries = value if isinstance(value, tuple) else (value,)
             numbers[key] = max((n for n in entries if isinstance(n, int | float)), default=0)

@@ -53,9 +53,10 @@ class FusionConfig:
         network: "uvit" or "unet"; `network_config`: its options, see `networks.UViT` and
             `networks.UNet`.
         residual: path from the modality maps to the output that the network adds to: "conv1x1" or
-            "conv3x3" (best where the host's own fusion is one) start as the mean of the modalities
-            and are set by `calibrate`; "first" is the first modality's map (the paper's released
-            code); None is none.
+            "conv3x3" (best where the host's own fusion is one) start as the mean of the modalities,
+            with m · C out_channels as their concatenation, with others at zero, and are set by
+            `calibrate`; "first" is the first modality's map (the paper's released code); None is
+            none.
         steps: s, sampling steps of diffusion, 1 as in the paper; `eta`: η of DDIM.
         prediction_type: of diffusion: "sample" (x_0), "epsilon" or "v_prediction". One step from
             pure noise needs one of "sample" and "v_prediction": x_0 from "epsilon" divides by
@@ -70,6 +71,8 @@ class FusionConfig:
             the same boxes; False draws new noise from the fusion's own random generator.
         scheduler: a diffusers scheduler, or a mapping of what differs from DDIM, the cosine
             schedule, T = 1000, nothing clipped. Kept as the scheduler's config.
+        out_channels: of the fused map, where it has other ones than the modality maps, as m · C for
+            a head that takes their concatenation. Default: C.
 
     Raises:
         ValueError: an unknown name or an impossible number, naming it.
@@ -90,10 +93,13 @@ class FusionConfig:
     last_timestep_probability: float = 0.5
     fixed_noise: bool = True
     scheduler: Mapping[str, Any] | None = None  # of diffusers, any of its classes
+    out_channels: int | None = None
 
     def __post_init__(self) -> None:
         check_whole_number("channels", self.channels, most=MOST_CHANNELS)
         check_whole_number("modalities", self.modalities, most=64)
+        fused = self.fused_channels
+        check_whole_number("out_channels", fused, most=MOST_CHANNELS)
         for name, known in (
             ("method", tuple(METHODS)),
             ("network", tuple(NETWORKS)),
@@ -106,11 +112,17 @@ class FusionConfig:
         check_fraction("eta", self.eta)
         check_flag("fixed_noise", self.fixed_noise)
         check_whole_number("steps", self.steps)
-        height, width = check_size(self.size)
-        if self.channels * height * width > MOST_NUMBERS:
+        if self.residual == "first" and fused != self.channels:
             raise ValueError(
-                f"channels={self.channels}, size={self.size} make more than {MOST_NUMBERS} numbers "
-                "a map; expected fewer"
+                f"residual='first' adds a map of channels={self.channels} to one of out_channels="
+                f"{fused}; expected as many, or residual='conv1x1'"
+            )
+        height, width = check_size(self.size)
+        most = max(self.channels, fused)
+        if most * height * width > MOST_NUMBERS:
+            raise ValueError(
+                f"channels={most}, size={self.size} make more than {MOST_NUMBERS} numbers a map; "
+                "expected fewer"
             )
         network_config = {} if self.network_config is None else self.network_config
         check_mapping("network_config", network_config)
@@ -123,6 +135,7 @@ class FusionConfig:
         for name, value in (
             ("channels", int(self.channels)),
             ("modalities", int(self.modalities)),
+            ("out_channels", None if self.out_channels is None else int(self.out_channels)),
             ("steps", int(self.steps)),
             ("eta", float(self.eta)),
             ("last_timestep_probability", float(self.last_timestep_probability)),
@@ -131,6 +144,11 @@ class FusionConfig:
             ("scheduler", scheduler and {k: _as_plain(v) for k, v in scheduler.items()}),
         ):
             object.__setattr__(self, name, value)
+
+    @property
+    def fused_channels(self) -> int:
+        """Of the fused map: `out_channels`, else `channels`."""
+        return self.channels if self.out_channels is None else self.out_channels
 
     @classmethod
     def preset(

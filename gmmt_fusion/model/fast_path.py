@@ -146,7 +146,7 @@ def _fold_constants(folded: GenerativeFusion, size: tuple[int, ...]) -> None:
         zeros = like.new_zeros(1, folded.modalities * folded.channels, *size)
         constant = network.first(torch.cat([folded.noise.to(like.dtype), zeros], dim=1))
         first = network.get_submodule(network.first_layer)
-        network.set_submodule(network.first_layer, FirstLayer(first, folded.channels, constant))
+        network.set_submodule(network.first_layer, FirstLayer(first, folded.out_channels, constant))
     if isinstance(network, UNet):
         network.freeze_time(method.last_timestep)
 

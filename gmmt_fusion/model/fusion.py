@@ -47,13 +47,14 @@ class GenerativeFusion(nn.Module):
     """Generates the fused map of a multi-modal tracker from noise, given one map per modality.
 
     GMMT (Tang et al., AAAI 2024, arXiv 2309.01728). `fusion(f_1, …, f_m)` gives a map (B, C, H, W)
-    from m maps (B, C, H, W) of any H and W, in their device and dtype.
+    from m maps (B, C, H, W) of any H and W, in their device and dtype; with `out_channels` the
+    fused map has those, here and below.
 
     Args:
         channels: C of the host's maps.
         options: the other fields of `FusionConfig`, by name: modalities, size, method, network,
             network_config, residual, steps, eta, prediction_type, weighting,
-            last_timestep_probability, fixed_noise, scheduler.
+            last_timestep_probability, fixed_noise, scheduler, out_channels.
 
     Raises:
         ValueError: an unknown name or an impossible number, naming it.
@@ -84,8 +85,8 @@ class GenerativeFusion(nn.Module):
         self.residual = build_residual(config, self.network)
         self.register_buffer("feature_mean", torch.zeros(config.modalities, channels))
         self.register_buffer("feature_std", torch.ones(config.modalities, channels))
-        self.register_buffer("fused_mean", torch.zeros(channels))
-        self.register_buffer("fused_std", torch.ones(channels))
+        self.register_buffer("fused_mean", torch.zeros(config.fused_channels))
+        self.register_buffer("fused_std", torch.ones(config.fused_channels))
         self.register_buffer("noise", self._starting_noise(config.size), persistent=False)
         self.generator = torch.Generator()
         self.manual_seed(0)
@@ -94,19 +95,20 @@ class GenerativeFusion(nn.Module):
     def preset(
         cls, name: str, channels: int, size: int | Sequence[int] = 16, **options: Any
     ) -> "GenerativeFusion":
-        """A fusion of a named size, as `FusionConfig.preset` lists them.
-
-        `options` are fields of `FusionConfig` and take precedence. Raises ValueError for an unknown
-        name.
-        """
+        """A fusion of a named size; arguments and errors as `FusionConfig.preset`'s."""
         config = FusionConfig.preset(name, channels, size, **options)
         named = {key: getattr(config, key) for key in vars(config) if key != "channels"}
         return cls(config.channels, **{**named, **options})
 
     @property
     def channels(self) -> int:
-        """C of the maps."""
+        """C of the modality maps."""
         return self.config.channels
+
+    @property
+    def out_channels(self) -> int:
+        """C of the fused map."""
+        return self.config.fused_channels
 
     @property
     def modalities(self) -> int:
@@ -308,9 +310,8 @@ class GenerativeFusion(nn.Module):
     def push_to_hub(self, repo_id: str, **options: Any) -> str:  # of huggingface_hub's
         """Upload what `save_pretrained` writes to the Hugging Face hub, and return its address.
 
-        Args:
-            repo_id: "owner/name"; made where it is missing.
-            options: token, private, revision, commit_message.
+        repo_id: "owner/name", made where it is missing. options: token, private, revision,
+        commit_message.
         """
         return checkpoint.upload(repo_id, self.save_pretrained, **options)
 
@@ -368,7 +369,7 @@ class GenerativeFusion(nn.Module):
 
     def _starting_noise(self, size: Sequence[int], num_samples: int = 1) -> Tensor:
         """The noise that inference starts from, (num_samples, C, H, W), always the same."""
-        shape = num_samples, self.channels, *size
+        shape = num_samples, self.out_channels, *size
         generator = torch.Generator().manual_seed(0)
         return standard_normal(shape, generator, self.feature_mean.device)
 
@@ -376,7 +377,7 @@ class GenerativeFusion(nn.Module):
         """Noise (num_samples · B, C, H, W); without a generator one for the whole batch."""
         batch, size = like.shape[0] // num_samples, like.shape[2:]
         if generator is not None:
-            return standard_normal(like.shape, generator, like.device)
+            return standard_normal((len(like), self.out_channels, *size), generator, like.device)
         noise = self.noise.float()
         if num_samples > 1 or noise.shape[2:] != size:
             noise = self._starting_noise(size, num_samples)
@@ -385,7 +386,7 @@ class GenerativeFusion(nn.Module):
     def _training_inputs(
         self, features: Features, fused: Tensor
     ) -> tuple[list[Tensor], Tensor, torch.dtype]:
-        dtype = check_maps(features, fused, self.modalities, self.channels)
+        dtype = check_maps(features, fused, self.modalities, self.channels, self.out_channels)
         check_finite(features, fused)
         mean, std = self._fused_moments()
         return self._normalise(features), (fused.float() - mean) / std, dtype
