@@ -11,6 +11,7 @@ from .concatenation import ConcatAdapter
 from .module import ModuleAdapter
 from .sdstrack import SDSTrackAdapter
 from .siamban import SiamBANAdapter
+from .taps import Tap, TapAdapter
 from .tbsi import TBSIAdapter
 from .vipt import ViPTAdapter
 
@@ -23,6 +24,8 @@ __all__ = [
     "SDSTrackAdapter",
     "SiamBANAdapter",
     "TBSIAdapter",
+    "Tap",
+    "TapAdapter",
     "ViPTAdapter",
     "attach",
     "siamban",

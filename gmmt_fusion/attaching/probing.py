@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import random
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -78,7 +79,13 @@ class Probe:
         A tracker is started on the frame as it is. strength: the fraction of noise in them.
         """
         recorder = recorder or Recorder(nn.Module())
-        with recorder.on(), _seeded(self.network), torch.no_grad():
+        with (
+            recorder.on(),
+            seeded(self.network),
+            torch.no_grad(),
+            warnings.catch_warnings(),  # a host's, of boxes that are no numbers say
+        ):
+            warnings.simplefilter("ignore")
             if not self.driven:
                 recorder.phase = 1
                 inputs = noised(self.inputs, noise, strength)
@@ -106,9 +113,9 @@ class Probe:
         result = self.run(noise, recorder, strength)
         return recorder.calls, result
 
-    def keep(self, keys: Sequence[Key]) -> dict[Key, Any]:
+    def keep(self, keys: Collection[Key]) -> dict[Key, Any]:
         """The whole outputs of calls, in a run without noise."""
-        recorder = Recorder(self.network, keep=keys)
+        recorder = Recorder(self.network, keep=lambda call: call.key in keys)
         self.run((), recorder)
         return recorder.kept
 
@@ -214,7 +221,7 @@ def _held(tracker: object) -> list[nn.Module]:
 
 
 @contextlib.contextmanager
-def _seeded(network: nn.Module) -> Iterator[None]:
+def seeded(network: nn.Module) -> Iterator[None]:
     """The same random numbers in every run, and afterwards all generators as before."""
     states = random.getstate(), np.random.get_state()  # noqa: NPY002 (hosts draw from it)
     try:

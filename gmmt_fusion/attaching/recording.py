@@ -84,7 +84,7 @@ class Recorder:
     Args:
         network: the host's.
         held: outputs by key; such a call is made, and these are returned in place of its own.
-        keep: which outputs to keep as a whole, by key.
+        keep: of which calls to keep the outputs as a whole.
         wanted: which tensors' values to keep, as (key, "inputs" or "outputs", path); True for all
             that are no larger than maps of features.
     """
@@ -94,11 +94,11 @@ class Recorder:
         network: nn.Module,
         *,
         held: Mapping[Key, Any] | None = None,
-        keep: Collection[Key] = (),
+        keep: Callable[[Call], bool] = lambda call: False,
         wanted: Collection[Any] | bool = False,
     ) -> None:
         self.network, self.wanted = network, wanted
-        self.held, self.keep = dict(held or {}), set(keep)
+        self.held, self.keep = dict(held or {}), keep
         self.kept: dict[Key, Any] = {}
         self.calls: list[Call] = []
         self.stack: list[Call] = []
@@ -151,7 +151,7 @@ class Recorder:
                 call.ended = self._tick()
             if call.key in self.held:
                 out = copied(self.held[call.key])
-            if call.key in self.keep:
+            if self.keep(call):
                 self.kept[call.key] = copied(out)
             call.outputs = self._leaves(call, "outputs", out)
             return out

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -18,7 +19,7 @@ from .readings import (
     ownership,
     readings,
 )
-from .recording import Call, Key, Leaf, difference
+from .recording import Call, Key, Leaf, Path, Recorder, difference
 
 TESTS = 16
 """Candidates that are held, at most: a run of the host each."""
@@ -56,7 +57,6 @@ class ModuleFusion:
     own: Ownership
     cut: float
     equal: bool
-    sizes: list[tuple[int, ...]] = field(default_factory=list)
 
     @property
     def call(self) -> Call:
@@ -75,20 +75,50 @@ class Search:
     calls: list[Call]
     result: Result
     by_key: dict[Key, Call] = field(default_factory=dict)
+    watched: set[tuple[Key, str, Path]] = field(default_factory=set)
+    _weak: list[dict[Key, Call]] | None = None
+    _kept: dict[Key, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, probe: Probe) -> Search:
-        calls, result = probe.record(wanted=True)
-        return cls(probe, calls, result, {call.key: call for call in calls})
+        recorder = Recorder(probe.network, wanted=True, keep=_is_part)
+        result = probe.run((), recorder)
+        by_key = {call.key: call for call in recorder.calls}
+        return cls(probe, recorder.calls, result, by_key, _kept=recorder.kept)
 
     @property
     def modalities(self) -> int:
         return self.probe.modalities
 
-    def noisy(self, wanted: Sequence[Part], noise: Sequence[int]) -> dict[Key, Call]:
-        """The calls with weak noise, which changes little but what depends on it."""
-        calls, _ = self.probe.record(noise, WEAK, wanted={part.place for part in wanted})
-        return {call.key: call for call in calls}
+    def watch(self, parts: Iterable[Part]) -> None:
+        """Look at these too, in the runs with weak noise."""
+        places = {part.place for part in parts}
+        if not places <= self.watched:
+            self.watched |= places
+            self._weak = None
+
+    def weak(self) -> list[dict[Key, Call]]:
+        """The calls with weak noise in each modality, which changes little but what depends on it.
+
+        With the values of what is watched.
+        """
+        if self._weak is None:
+            runs = [
+                self.probe.record([j], WEAK, wanted=self.watched) for j in range(self.modalities)
+            ]
+            self._weak = [{call.key: call for call in calls} for calls, _ in runs]
+        return self._weak
+
+    def keep(self, keys: Iterable[Key]) -> dict[Key, Any]:
+        """The whole outputs of calls in a run without noise."""
+        keys = list(keys)
+        if missing := [key for key in keys if key not in self._kept]:
+            self._kept.update(self.probe.keep(missing))
+        return {key: self._kept[key] for key in keys}
+
+    def alike(self, call: Call) -> list[Key]:
+        """Of a module, all calls in the frame but those at the tracker's start."""
+        return [c.key for c in self.calls if c.key[:2] == call.key[:2] and c.phase == 1]
 
     # --- the head -------------------------------------------------------------------------------
 
@@ -137,11 +167,7 @@ class Search:
 
     def _is_part(self, call: Call, scope: Call | None) -> bool:
         """Whether a call is made by the network itself, or by the module in `scope`."""
-        if scope is not None:
-            return call.parent is scope
-        if call.name == "":
-            return False
-        return call.parent is None or (call.parent.name == "" and call.parent.parent is None)
+        return _is_part(call) if scope is None else call.parent is scope
 
     def _features(self, call: Call) -> list[Part]:
         module = self.probe.network.get_submodule(call.name)
@@ -157,8 +183,7 @@ class Search:
         changed = [p for p, x in self.result.items() if p in noisy and not _same(noisy[p], x)]
         boxes = [p for p in changed if any("box" in str(part) for part in p)] or changed
         for head in reversed(found if boxes else []):
-            same = [c for c in self.calls if c.phase == 1 and c.key[:2] == head.call.key[:2]]
-            held = self.probe.keep([c.key for c in same])
+            held = self.keep(self.alike(head.call))
             _, result = self.probe.record(self.probe.everything, held=held)
             if any(p in result and _same(result[p], self.result[p]) for p in boxes):
                 head.decides = True
@@ -167,30 +192,31 @@ class Search:
 
     # --- fusions that are a module --------------------------------------------------------------
 
-    def find_modules(self, head: Head) -> list[ModuleFusion]:
-        """The best first."""
+    def module_readings(self, head: Head) -> list[tuple[Reading, Part]]:
+        """Calls with m maps in and one out: first those that keep the channels, the last first, the
+        outer before the inner.
+        """
         pairs = list(self._module_readings(head))
-        wanted = [part for reading, _ in pairs for part in reading]
-        noisy = [self.noisy(wanted, [j]) for j in self.probe.everything]
-        found: list[ModuleFusion] = []
-        tests = 0
-        for reading, output in pairs:
-            own = ownership(reading, noisy)
-            if own is None or not own.clear:
-                continue
-            if any(output.call.lies_in(f.call) and f.keeps_channels for f in found):
-                continue
-            if tests == TESTS:
-                break
-            tests += 1
+        return sorted(pairs, key=lambda pair: pair[0][0].shape != pair[1].shape)
+
+    def find_module(self, head: Head) -> ModuleFusion | None:
+        """The module that fuses: its maps are of one modality each, and its output is a cut."""
+        pairs = self.module_readings(head)
+        self.watch(part for reading, _ in pairs for part in reading)
+        candidates = [
+            (reading, output, own)
+            for reading, output in pairs
+            if (own := ownership(reading, self.weak())) is not None and own.clear
+        ][:TESTS]
+        self.keep({key for _, output, _ in candidates for key in self.alike(output.call)})
+        for reading, output, own in candidates:
             cut = self.cut(output.call, head)
             if cut <= 1e-6 * head.change:
                 equal = len(head.fused) == 1 and equals(output, head.fused[0])
-                found.append(ModuleFusion(reading, output, own, cut, equal))
-        return sorted(found, key=lambda f: -f.keeps_channels)
+                return ModuleFusion(reading, output, own, cut, equal)
+        return None
 
     def _module_readings(self, head: Head) -> Iterator[tuple[Reading, Part]]:
-        """Calls with m maps in and one out, the last first, the outer before the inner."""
         for call in sorted(self.calls, key=lambda c: -c.ended):
             if call.phase != 1 or call.name in ("", head.name) or call.lies_in(head.call):
                 continue
@@ -204,13 +230,19 @@ class Search:
 
     def cut(self, call: Call, head: Head) -> float:
         """How much the head's input changes with noise while a module's output is held."""
-        same = [c.key for c in self.calls if c.key[:2] == call.key[:2] and c.phase == 1]
-        held = self.probe.keep(same)
+        held = self.keep(self.alike(call))
         calls, _ = self.probe.record(
             self.probe.everything, held=held, wanted={p.place for p in head.fused}
         )
         by_key = {c.key: c for c in calls}
         return max(p.change(by_key) for p in head.fused)
+
+
+def _is_part(call: Call) -> bool:
+    """Whether a call is made by the network itself, or in its place."""
+    if call.name == "":
+        return False
+    return call.parent is None or (call.parent.name == "" and call.parent.parent is None)
 
 
 def fits(reading: Reading, leaf: Leaf) -> bool:
@@ -229,4 +261,4 @@ def equals(part: Part, other: Part) -> bool:
 
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return difference(one, other) == 0
+    return difference(one.nan_to_num(), other.nan_to_num()) == 0  # untrained hosts give NaN

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from .readings import MARGIN, Calls, Ownership, Part, best_order, is_feature, is_map
@@ -20,6 +19,7 @@ MOST_VIEWS, MOST_SETS, SAMPLES = 160, 60_000, 2048
 EXACT = 1e-4
 """Of a sum: what of the fused map it may leave unexplained, relative to its size."""
 SUM_MARGIN, SISTERS_MARGIN = 1.05, 4.0
+"""Of streams that come from different modules: where they are summed, and where not."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,8 @@ class StreamSearch:
         shapes = {x.shape for call in search.calls for x in call.inputs if len(x.shape) == 3}
         self.templates = {0} | {s[1] - self.length for s in shapes if s[2] == self.channels}
         self.families = Counter(key for call in search.calls for key in _relatives(call))
-        self._noisy: list[Calls] | None = None
+        every = self.views("outputs") + self.views("inputs")
+        search.watch([*(view.part for view in every), *self.places])
 
     # --- views ----------------------------------------------------------------------------------
 
@@ -125,9 +126,7 @@ class StreamSearch:
         channels = 1 if is_map(shape) else 2
         if shape[channels] == self.channels:
             yield part
-            if not is_map(shape) and shape[1] % m == 0 and shape[1] > self.length:
-                yield from (replace(part, axis=1, k=k, m=m) for k in range(m))
-            elif not is_map(shape) and shape[1] % m == 0 and self.places:
+            if not is_map(shape) and shape[1] % m == 0:
                 yield from (replace(part, axis=1, k=k, m=m) for k in range(m))
         elif shape[channels] == m * self.channels:
             yield from (replace(part, axis=channels, k=k, m=m) for k in range(m))
@@ -158,10 +157,11 @@ class StreamSearch:
                 x = leaf.value
                 if x is None or x.ndim != 2 or not 1 < x.shape[1] < self.length:
                     continue
-                if len(seen) < 8 and _are_places(x, self.length):
-                    if not any(torch.equal(x, y) for y in seen):
-                        seen.append(x)
-                        yield Part(call, "outputs", leaf)
+                if len(seen) == 8 or not _are_places(x, self.length):
+                    continue
+                if not any(torch.equal(x, y) for y in seen):
+                    seen.append(x)
+                    yield Part(call, "outputs", leaf)
 
     # --- a sum ----------------------------------------------------------------------------------
 
@@ -236,7 +236,8 @@ class StreamSearch:
                 continue
             views_found = tuple(views[i] for i in index.tolist())
             own = self.ownership(views_found)
-            if own is not None and own.margin > SUM_MARGIN:
+            kin = len({view.part.call.name for view in views_found}) == 1
+            if own is not None and (kin or own.margin > SUM_MARGIN):
                 return _ordered(Streams(views_found, own, tuple(weights), through))
         return None
 
@@ -280,11 +281,7 @@ class StreamSearch:
         return self.search.cut(view.part.call, self.head) <= 1e-6 * self.head.change
 
     def ownership(self, views: tuple[View, ...]) -> Ownership | None:
-        if self._noisy is None:
-            every = self.views("outputs") + self.views("inputs")
-            wanted = [v.part for v in every] + self.places
-            self._noisy = [self.search.noisy(wanted, [j]) for j in self.search.probe.everything]
-        changes = [[v.change(self.length, calls) for calls in self._noisy] for v in views]
+        changes = [[v.change(self.length, calls) for calls in self.search.weak()] for v in views]
         if not all(math.isfinite(x) for row in changes for x in row):
             return None
         if any(max(row) == 0 for row in changes):
@@ -355,7 +352,14 @@ def _one_each(group: Sequence[View], modalities: int) -> list[View]:
 
 
 def _ordered(streams: Streams) -> Streams:
-    """With the streams in the modalities' order."""
+    """With the streams in the modalities' order; where that is not clear, in that of the calls."""
+    if not streams.own.clear:
+        return replace(
+            streams,
+            views=streams.views[::-1],
+            weights=streams.weights and streams.weights[::-1],
+            own=replace(streams.own, changes=streams.own.changes[::-1]),
+        )
     order = [streams.own.order.index(j) for j in range(len(streams.views))]
     own = Ownership(
         [streams.own.changes[k] for k in order], tuple(range(len(order))), streams.own.margin

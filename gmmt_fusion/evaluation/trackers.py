@@ -28,7 +28,6 @@ from ..attaching.recognition import networks_of
 from ..model.checkpoint import weights_digest
 from ..model.fusion import GenerativeFusion
 
-
 # under which trackers of both families return their confidence, the usual ones first: OSTrack's and
 # SiamBAN's, TransT's, STARK's and MixFormer's, SiamRPN's, pytracking's, …
 CONFIDENCE_KEYS = (
