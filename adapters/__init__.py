@@ -8,6 +8,7 @@ from . import siamban
 from .auto import ADAPTERS, attach
 from .bat import BATAdapter
 from .concatenation import ConcatAdapter
+from .encoder import EncoderAdapter
 from .module import ModuleAdapter
 from .sdstrack import SDSTrackAdapter
 from .siamban import SiamBANAdapter
@@ -20,6 +21,7 @@ __all__ = [
     "Adapter",
     "BATAdapter",
     "ConcatAdapter",
+    "EncoderAdapter",
     "ModuleAdapter",
     "SDSTrackAdapter",
     "SiamBANAdapter",

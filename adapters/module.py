@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from gmmt_fusion.attaching.adapter import Adapter, split_maps
@@ -12,7 +11,7 @@ from gmmt_fusion.attaching.patching import Method
 from gmmt_fusion.attaching.plugin import ForwardPass
 from gmmt_fusion.checks import check_size
 
-from .tokens import guess_search, unflatten
+from .tokens import as_slice, flatten, guess_search, unflatten
 
 
 class ModuleAdapter(Adapter):
@@ -54,14 +53,12 @@ class ModuleAdapter(Adapter):
     ) -> None:
         self.fusion, self.head = fusion, head
         self.size = None if size is None else check_size(size)
-        if isinstance(tokens, slice):
-            tokens = (tokens.start, tokens.stop, *([] if tokens.step is None else [tokens.step]))
-        if tokens is not None and (self.size is None or len(tokens) != 2):
+        self.tokens = None if tokens is None else as_slice(tokens)
+        if self.tokens is not None and self.size is None:
             raise ValueError(
-                f"tokens={tokens!r}, size={size!r}; expected tokens=(start, stop) with the size "
-                "(H, W) of the search region's map, H·W tokens"
+                f"tokens={tokens!r} without a size; expected size=(H, W) of the search region's "
+                "map, which has H·W tokens"
             )
-        self.tokens = None if tokens is None else tuple(tokens)
         self.batch_first, self.output = batch_first, output
 
     def points(self, network: nn.Module) -> Mapping[str, Method]:
@@ -109,14 +106,14 @@ class ModuleAdapter(Adapter):
         maps = [unflatten(tokens, height) for tokens in picked]
         if self.output is None and picked[0].shape == streams[0].shape:
             fused = current.fuse(maps, lambda: self._map_of(own(), slice(None)))
-            return self._turned(rearrange(fused, "b c h w -> b (h w) c"))
+            return self._turned(flatten(fused))
         out = own()
         host = self._turned(self._fused_of(out))
         # a fusion may have dropped the others
         part = slice(None) if host.shape[1] == height * width else search
         fused = current.fuse(maps, self._map_of(out, part))
         start, stop, _ = part.indices(host.shape[1])
-        generated = rearrange(fused, "b c h w -> b (h w) c").to(host.dtype)
+        generated = flatten(fused).to(host.dtype)
         whole = torch.cat([host[:, :start], generated, host[:, stop:]], dim=1)
         return self._with_fused(out, self._turned(whole))
 

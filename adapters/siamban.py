@@ -22,6 +22,8 @@ class TwoStreamBackbone(nn.Module):
     def __init__(self, rgb: nn.Module, tir: nn.Module) -> None:
         super().__init__()
         self.rgb, self.tir = rgb, tir
+        for stream in (rgb, tir):
+            _without_lambdas(stream)
 
     def __getattr__(self, name: str) -> Any:  # as nn.Module's
         try:
@@ -69,11 +71,34 @@ class ConvolutionalFusion(nn.Module):
 
 
 class TwoStreamNeck(nn.Module):
-    """A neck for each modality, and the fusion of what they return."""
+    """A neck for each modality, and the fusion of what they return.
 
-    def __init__(self, rgb: nn.Module, tir: nn.Module, fusion: nn.Module) -> None:
+    Args:
+        fusion: by default a `ConvolutionalFusion`, by the BatchNorms that the two necks end in.
+        frozen: the necks stay as they are, also in training mode, as in the paper's stage 1.2.
+    """
+
+    def __init__(
+        self,
+        rgb: nn.Module,
+        tir: nn.Module,
+        fusion: nn.Module | None = None,
+        frozen: bool = False,
+    ) -> None:
         super().__init__()
-        self.rgb, self.tir, self.fusion = rgb, tir, fusion
+        self.rgb, self.tir, self.frozen = rgb, tir, frozen
+        self.fusion = ConvolutionalFusion(_norms_of(rgb, tir)) if fusion is None else fusion
+        if frozen:
+            rgb.requires_grad_(False)
+            tir.requires_grad_(False)
+            self.train(self.training)
+
+    def train(self, mode: bool = True) -> "TwoStreamNeck":
+        super().train(mode)
+        if self.frozen:
+            self.rgb.eval()
+            self.tir.eval()
+        return self
 
     def forward(self, features: tuple[Maps, Maps]) -> Maps:
         rgb, tir = features
@@ -131,8 +156,6 @@ def two_stream(model: nn.Module, tir_model: nn.Module | None = None) -> nn.Modul
     backbone, neck = model.get_submodule("backbone"), model.get_submodule("neck")
     tir_backbone = copy.deepcopy(tir_model.get_submodule("backbone"))
     tir_neck = copy.deepcopy(tir_model.get_submodule("neck"))
-    for part in (backbone, tir_backbone):
-        _without_lambdas(part)
     fusion = ConvolutionalFusion(list(zip(rgb_norms, tir_norms, strict=True)))
     like = next(neck.parameters())
     fusion.to(like.device, like.dtype).train(neck.training)
@@ -147,6 +170,31 @@ def two_stream(model: nn.Module, tir_model: nn.Module | None = None) -> nn.Modul
     return model
 
 
+def load_streams(model: nn.Module, rgb: Mapping[str, Tensor], tir: Mapping[str, Tensor]) -> None:
+    """Load the weights of two models of one modality into a two-stream model, as `two_stream` does.
+
+    Its fusion starts as the mean of the modalities, its head as that of `rgb`.
+
+    Args:
+        rgb, tir: their `state_dict`s; each of backbone, neck and head.
+
+    Raises:
+        ValueError: the model has one stream. RuntimeError: weights of another structure, by name.
+    """
+    neck = model.get_submodule("neck")
+    if not isinstance(neck, TwoStreamNeck):
+        raise ValueError(
+            f"'neck' ({type(neck).__name__}) is of one modality, and the weights are of two; "
+            "expected a model that `two_stream` made"
+        )
+    for stream, weights in (("rgb", rgb), ("tir", tir)):
+        for part in ("backbone", "neck"):
+            model.get_submodule(f"{part}.{stream}").load_state_dict(_part(weights, part))
+    model.get_submodule("head").load_state_dict(_part(rgb, "head"))
+    fusion = ConvolutionalFusion(_norms_of(neck.rgb, neck.tir))
+    neck.fusion.load_state_dict(fusion.state_dict())
+
+
 class SiamBANAdapter(Adapter):
     """For the model that `two_stream` made: of the search region's map, which is generated.
 
@@ -157,6 +205,7 @@ class SiamBANAdapter(Adapter):
 
     head = "head"
     modalities = 2
+    size = 31  # of the search map, with siamban's search regions of 255 pixels
 
     def points(self, network: nn.Module) -> Mapping[str, Method]:
         return {"neck": self.neck, "neck.fusion": self.fuse}
@@ -225,8 +274,27 @@ def _mean_of(rgb: nn.BatchNorm2d, tir: nn.BatchNorm2d) -> nn.Sequential:
     return nn.Sequential(convolution, norm)
 
 
+def _last_norms(neck: nn.Module) -> list[nn.BatchNorm2d]:
+    """What each AdjustLayer of a neck ends in; empty where one ends in something else."""
+    layers = [m for m in neck.modules() if type(m).__name__ == "AdjustLayer"]
+    last = [list(layer.get_submodule("downsample").children())[-1] for layer in layers]
+    norms = [module for module in last if isinstance(module, nn.BatchNorm2d)]
+    return norms if len(norms) == len(layers) else []
+
+
+def _norms_of(rgb: nn.Module, tir: nn.Module) -> list[tuple[nn.BatchNorm2d, nn.BatchNorm2d]]:
+    """For each level the BatchNorms that two necks end in."""
+    return list(zip(_last_norms(rgb), _last_norms(tir), strict=True))
+
+
+def _part(weights: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The weights of one submodule, by their names inside it."""
+    start = f"{name}."
+    return {key[len(start) :]: value for key, value in weights.items() if key.startswith(start)}
+
+
 def _neck_norms(model: nn.Module, name: str) -> list[nn.BatchNorm2d]:
-    """The BatchNorm that the neck ends in, of every level: what its AdjustLayers end in."""
+    """The BatchNorm that a model's neck ends in, of every level."""
     if not isinstance(model, nn.Module):
         raise ValueError(
             f"{name} is a {type(model).__name__}; expected the network, a ModelBuilder "
@@ -235,10 +303,8 @@ def _neck_norms(model: nn.Module, name: str) -> list[nn.BatchNorm2d]:
     reason = missing_submodule(model, "backbone", "neck", "head")
     if reason is None:
         neck = model.get_submodule("neck")
-        layers = [m for m in neck.modules() if type(m).__name__ == "AdjustLayer"]
-        last = [list(layer.get_submodule("downsample").children())[-1] for layer in layers]
-        norms = [module for module in last if isinstance(module, nn.BatchNorm2d)]
-        if norms and len(norms) == len(layers) and not isinstance(neck, TwoStreamNeck):
+        norms = _last_norms(neck)
+        if norms and not isinstance(neck, TwoStreamNeck):
             return norms
         reason = (
             "two streams already"

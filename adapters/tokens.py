@@ -1,5 +1,7 @@
 """From the tokens that a transformer returns to the map that a head takes."""
 
+from collections.abc import Sequence
+
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -26,6 +28,26 @@ def to_map(tokens: Tensor, places: Tensor, shape: torch.Size) -> Tensor:
 def unflatten(tokens: Tensor, height: int) -> Tensor:
     """The map (B, C, H, W) of tokens (B, H·W, C), of which y·W + x is the one at (y, x)."""
     return rearrange(tokens, "b (h w) c -> b c h w", h=height)
+
+
+def flatten(maps: Tensor) -> Tensor:
+    """The tokens (B, H·W, C) of a map (B, C, H, W)."""
+    return rearrange(maps, "b c h w -> b (h w) c")
+
+
+def as_slice(tokens: slice | Sequence[int | None]) -> tuple[int | None, int | None]:
+    """(start, stop) of a part of the token axis.
+
+    Raises:
+        ValueError: something else, or a slice with steps.
+    """
+    if isinstance(tokens, slice):
+        tokens = (tokens.start, tokens.stop, *([] if tokens.step is None else [tokens.step]))
+    whole = [isinstance(n, int | None) and not isinstance(n, bool) for n in tokens]
+    if len(whole) != 2 or not all(whole):
+        raise ValueError(f"tokens={tokens!r}; expected (start, stop), or a slice without steps")
+    start, stop = tokens
+    return start, stop
 
 
 def guess_search(count: int) -> tuple[int, int]:

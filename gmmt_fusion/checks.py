@@ -96,8 +96,9 @@ def check_maps(
 
 
 def check_finite(features: Sequence[Tensor], fused: Tensor) -> None:
-    """Raise ValueError where a training input holds NaN or infinity. Skipped while compiling: it
-    needs the values.
+    """Raise ValueError where a training input holds NaN or infinity.
+
+    Skipped while compiling, as it needs the values.
     """
     if torch.compiler.is_compiling():
         return

@@ -19,17 +19,23 @@ COMMANDS = {  # name: (module, what it does)
     "evaluate": (".commands.evaluate", "score result files by a benchmark's own protocol"),
     "find": (".commands.find", "find where a tracker fuses, and print the lines that attach there"),
     "figures": (".commands.figures", "draw what a fusion generates in a tracker"),
+    "info": (".commands.info", "tell what a saved fusion is"),
+    "run": (".hosts.command", "run a tracker's own script, unedited, with a fusion attached"),
+    "siamban-data": (".hosts.siamban_command", "lay a benchmark out for siamban's own scripts"),
 }
-EXIT_CODES = """exit codes:
+EPILOG = """exit codes:
   0    done
   1    a fault in the program or in the tracker, with its traceback
   2    wrong arguments, or bad input: one sentence says what to do
   130  interrupted; what was finished is kept, and the same command goes on from there
+
+completion in bash (or zsh, tcsh): pip install shtab, then
+  eval "$(shtab --shell=bash gmmt_fusion.cli.make_parser)"
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one subcommand and return the exit code: see `EXIT_CODES`."""
+    """Run one subcommand and return the exit code: see `EPILOG`."""
     arguments = sys.argv[1:] if arguments is None else arguments
     options = make_parser(arguments).parse_args(arguments)
     try:
@@ -50,7 +56,7 @@ def make_parser(words: Sequence[str] = tuple(COMMANDS)) -> argparse.ArgumentPars
     parser = argparse.ArgumentParser(
         prog="gmmt-fusion",
         description="Generative fusion for multi-modal trackers (GMMT).",
-        epilog=EXIT_CODES,
+        epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")

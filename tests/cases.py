@@ -12,11 +12,12 @@ import stand_ins_siamban
 import torch
 from stand_ins import TBSITrack, ViPTrack
 from stand_ins_dual import BATrack, MixingBlock, SDSTrack
+from stand_ins_more import SEQTRACKV2, SUTRACK, CAFormer, STTrack
 from tiny_hosts import CHANNELS, ConcatTracker, MapsTracker, SiameseTracker, SumAdapter, SumTracker
 from torch import Tensor, nn
 
 from gmmt_fusion import GenerativeFusion
-from gmmt_fusion.adapters import ModuleAdapter
+from gmmt_fusion.adapters import ConcatAdapter, EncoderAdapter, ModuleAdapter
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,44 @@ def ostrack(
     )
 
 
+def frame(network: nn.Module) -> list[Tensor]:
+    """A template (2, 6, 16, 16) and a search image (2, 6, 32, 32), always the same."""
+    generator, like = torch.Generator().manual_seed(1), next(network.parameters())
+    return [torch.randn(2, 6, side, side, generator=generator).to(like) for side in (16, 32)]
+
+
+def of_sttrack(network: nn.Module) -> list[dict[str, Any]]:
+    template, search = frame(network)
+    return [with_scores(out) for out in network(template, [search])]
+
+
+def of_caformer(network: nn.Module) -> dict[str, Any]:
+    return with_scores(network(*([*x.split(3, dim=1)] for x in frame(network))))
+
+
+def of_sutrack(network: nn.Module) -> dict[str, Any]:
+    template, search = frame(network)
+    feature = network(template_list=[template], search_list=[search], mode="encoder")
+    out, task = network(feature=feature, mode="decoder")
+    return with_scores({**out, "task_class": task})
+
+
+START = torch.ones(2, 1, dtype=torch.long)  # of a sequence that is a box
+
+
+def of_seqtrack(network: nn.Module) -> tuple[Tensor]:
+    template, search = frame(network)
+    xz = network(template_list=[template], search_list=[search], mode="encoder")
+    return (network(xz=xz, seq=START.expand(-1, 4), mode="decoder"),)
+
+
+def inferred(network: nn.Module) -> Tensor:
+    """SeqTrackv2 at test time: a method of the network that calls one of its head."""
+    template, search = frame(network)
+    xz = network(template_list=[template], search_list=[search], mode="encoder")
+    return network.inference_decoder(xz, START)["confidence"]
+
+
 def with_scores(out: dict[str, Any]) -> dict[str, Any]:
     maps = [out[f"{part}_map"].flatten(1) for part in ("score", "size")]
     return {**out, "scores": torch.cat(maps, dim=1)}
@@ -190,6 +229,38 @@ CASES = [
     ostrack("bat", seeded(BATrack), ""),
     ostrack("xtrack", seeded(partial(BATrack, block=MixingBlock)), ""),
     ostrack("sdstrack", seeded(SDSTrack), "", paths=True),
+    Case(
+        "sttrack",
+        seeded(STTrack),
+        lambda network: of_sttrack(network)[0]["scores"],
+        of_sttrack,
+        lambda: ModuleAdapter("MambaFusion", "box_head", size=8, tokens=(16, 80)),
+        TINY,
+    ),
+    Case(
+        "caformer",
+        seeded(CAFormer),
+        lambda network: of_caformer(network)["scores"],
+        of_caformer,
+        ConcatAdapter,
+        {**TINY, "out_channels": 2 * CHANNELS},
+    ),
+    Case(
+        "sutrack",
+        seeded(SUTRACK),
+        lambda network: of_sutrack(network)["scores"],
+        of_sutrack,
+        lambda: EncoderAdapter("encoder", "decoder", tokens=(1, 65)),
+        TINY,
+    ),
+    Case(
+        "seqtrack",
+        seeded(SEQTRACKV2),
+        inferred,
+        of_seqtrack,
+        lambda: ModuleAdapter("encoder.body.interface_blocks.1", "decoder", size=8),
+        TINY,
+    ),
     *(
         Case(
             name,

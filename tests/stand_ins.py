@@ -27,12 +27,12 @@ def to_tokens(maps: Tensor) -> Tensor:
 class CenterPredictor(nn.Module):
     """The head; the tracker calls `cal_bbox` and reads `feat_sz` beside its forward."""
 
-    def __init__(self) -> None:
+    def __init__(self, inplanes: int = CHANNELS) -> None:
         super().__init__()
         self.feat_sz = SEARCH // STRIDE
-        self.ctr = nn.Sequential(conv(CHANNELS, CHANNELS), nn.Conv2d(CHANNELS, 1, 1))
-        self.size = nn.Sequential(conv(CHANNELS, CHANNELS), nn.Conv2d(CHANNELS, 2, 1))
-        self.offset = nn.Sequential(conv(CHANNELS, CHANNELS), nn.Conv2d(CHANNELS, 2, 1))
+        self.ctr = nn.Sequential(conv(inplanes, CHANNELS), nn.Conv2d(CHANNELS, 1, 1))
+        self.size = nn.Sequential(conv(inplanes, CHANNELS), nn.Conv2d(CHANNELS, 2, 1))
+        self.offset = nn.Sequential(conv(inplanes, CHANNELS), nn.Conv2d(CHANNELS, 2, 1))
 
     def forward(
         self, x: Tensor, gt_score_map: Tensor | None = None

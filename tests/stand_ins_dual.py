@@ -224,7 +224,8 @@ class SharedTransformer(nn.Module):
         for path in paths:
             for mode, stream in zip(("rgb", "dte"), embedded, strict=True):
                 if path == "masked_":  # from the global random state, in evaluation mode too
-                    stream = stream.masked_fill(torch.rand(stream.shape[:2])[..., None] < 0.3, 0)
+                    drawn = torch.rand(stream.shape[:2]).to(stream.device)
+                    stream = stream.masked_fill(drawn[..., None] < 0.3, 0)
                 tokens[path + mode], removed[path + mode] = stream + position, []
                 index_t[path + mode] = indexes(z, TEMPLATE_TOKENS)
                 index_s[path + mode] = indexes(x, SEARCH_TOKENS)

@@ -24,6 +24,7 @@ def test_save_and_load_is_bit_identical(tmp_path: Any, method: str, network: str
     loaded = GenerativeFusion.from_pretrained(str(tmp_path / "fusion"))
     assert torch.equal(loaded.eval()(*features), fusion(*features)) and loaded.size == fusion.size
     assert sorted(p.name for p in (tmp_path / "fusion").iterdir()) == [
+        "README.md",
         "config.json",
         "model.safetensors",
     ]
@@ -52,7 +53,7 @@ def test_saving_is_atomic(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(OSError, match="No space"):
         build(seed=1).save_pretrained(tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == before
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def edit(folder: Any, **changes: Any) -> None:

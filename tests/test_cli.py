@@ -66,5 +66,11 @@ def test_a_command_without_its_arguments_is_code_2(capsys):
 
 
 def test_a_device_that_is_not_there_is_refused_before_the_tracker_is_built():
-    with pytest.raises(ValueError, match="'tpu'.*expected cpu"):
+    with pytest.raises(ValueError, match=r"'tpu'.*expected cpu"):
         load_tracker("no_such_module:build", device="tpu")
+
+
+def test_shells_complete_commands_and_options():
+    shtab = pytest.importorskip("shtab")
+    script = shtab.complete(make_parser(), "bash")
+    assert all(word in script for word in (*COMMANDS, "--benchmark", "--fusion"))

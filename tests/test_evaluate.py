@@ -44,6 +44,7 @@ def test_command_prints_a_table_and_writes_curves(lasher_folders, capsys, monkey
     out, err = capsys.readouterr()
     rows = [line.split() for line in out.splitlines()]
     assert ["tracker", "PR", "NPR", "SR"] in rows and ["one", "100.0", "100.0", "95.2"] in rows
+    assert "LI, low illumination; TC, thermal crossover" in out
     assert ["two", "66.7", "66.7", "63.5"] in rows and ["LI", "66.7", "66.7", "63.5"] in rows
     assert (
         err.startswith("note: two: 2 of 2 results outrun the ground truth")

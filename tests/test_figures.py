@@ -86,7 +86,8 @@ def test_maps_are_collected_with_their_search_patches_and_no_trace(folders, host
     inputs = torch.rand(1, 6, 4, 4), torch.rand(1, 6, 8, 8)
     before = tracker.network(*inputs)
     sequences = open_sequences(folders / "data", "lasher")
-    fused, generated, examples = collect_maps(tracker, sequences, frames=6)
+    fused, generated, names, examples = collect_maps(tracker, sequences, frames=6)
+    assert names == ["one"] * 3 + ["two"] * 3
     assert fused.shape == generated.shape == (6, 8, 8, 8) and not torch.equal(fused, generated)
     assert list(examples) == ["one", "two"] and examples["one"].frame == 3
     for example in examples.values():

@@ -107,13 +107,21 @@ def test_tsne_refuses(kinds, message, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("steps", "panels", "curves"), [(1, 1, 0), (3, 3, 1), (40, 8, 1)])
-def test_sampling_steps_show_a_few_and_score_all(drawn, steps, panels, curves):
+@pytest.mark.parametrize(
+    ("steps", "panels", "curves"), [(1, 1, 0), (3, 3, 1), (10, 10, 1), (40, 10, 1)]
+)
+def test_sampling_steps_show_ten_say_so_and_score_all(drawn, steps, panels, curves):
     fused = maps(2)
     estimates = [fused + noise * maps(2, seed=1) for noise in torch.linspace(2, 0, steps + 1)[1:]]
     timesteps = list(range(999, 999 - 10 * steps, -10))
     plots.draw_sampling_steps(fused, estimates, timesteps, "x.png")
-    *shown, host = [axis for part in drawn[0].subfigs[:1] for axis in part.axes]
+    *shown, host, bar = drawn[0].subfigs[0].axes
+    assert (
+        bar.get_ylabel().startswith("energy") and len({a.images[0].get_clim() for a in shown}) == 1
+    )
+    assert (drawn[0].get_suptitle() == f"; 10 of {steps} steps are shown, the curve has all") == (
+        steps > 10
+    )
     assert len(shown) == panels and host.get_xlabel() == "fused\n(host)"
     assert shown[0].get_xlabel().startswith("t = 999\nSSIM 0.") or steps == 1
     assert (
@@ -132,21 +140,77 @@ def test_sampling_steps_refuse_other_timesteps():
 
 
 def test_every_trackers_boxes_are_drawn_in_both_modalities(drawn):
-    frames = [np.zeros((40, 60, 3), np.uint8)] * 9
-    boxes = {name: np.tile([i, 5, 20, 10], (9, 1)) for i, name in enumerate("abc")}
+    frames = [np.zeros((60, 60, 3), np.uint8)] * 9
+    boxes = {name: np.tile([15 * i, 5, 12, 10], (9, 1)) for i, name in enumerate("abc")}
     plots.draw_tracked_frames(frames, frames, boxes, "x.png", frames=(0, 8), truth=boxes["a"])
     legend = drawn[0].legends[0]
     colours = dict(
         zip((text.get_text() for text in legend.get_texts()), legend.get_lines(), strict=True)
     )
     assert list(colours) == ["a", "b", "c", "truth"]
+    assert [axis.get_ylabel() for axis in drawn[0].axes[::2]] == ["visible", "infrared"]
     for axis in drawn[0].axes:
-        for index, (rectangle, name) in enumerate(zip(axis.patches, "abc", strict=False)):
-            assert rectangle.get_xy() == (index, 5)
+        truth, found = axis.patches[:2], axis.patches[2:]
+        assert all(rectangle.get_xy() == (0, 5) for rectangle in truth)
+        for index, (rectangle, name) in enumerate(zip(found, "abc", strict=True)):
+            assert rectangle.get_xy() == (15 * index, 5) and rectangle.get_linestyle() == "-"
             assert plots.COLOURS[index] == colours[name].get_color()
-        assert (
-            len({rectangle.get_linewidth() for rectangle in axis.patches[:3]}) == 3
-        )  # equal boxes stay visible
+
+
+def test_lines_are_thin_where_the_target_is_small(drawn):
+    frames = [np.zeros((60, 60, 3), np.uint8)] * 2
+    for side in (3, 30):
+        boxes = np.tile([10, 5, side, side], (2, 1))
+        plots.draw_tracked_frames(frames, frames, {"a": boxes}, "x.png", frames=(0,), truth=boxes)
+    small, large = (figure.axes[0].patches for figure in drawn)
+    for one, other in zip(small, large, strict=True):
+        assert one.get_linewidth() < other.get_linewidth()
+
+
+@pytest.mark.parametrize(("apart", "dashed"), [(0, True), (0.3, True), (5, False)])
+def test_boxes_that_coincide_share_their_line(drawn, apart, dashed):
+    frames = [np.zeros((60, 60, 3), np.uint8)] * 2
+    boxes = {name: np.tile([10 + apart * i, 5, 20, 20], (2, 1)) for i, name in enumerate("ab")}
+    plots.draw_tracked_frames(frames, frames, boxes, "x.png", frames=(0,), rows=("a", "b"))
+    one, other = drawn[0].axes[0].patches
+    assert (one.get_linestyle() != "-") == (other.get_linestyle() != "-") == dashed
+
+
+def test_maps_that_are_compared_have_one_scale_and_a_colour_bar(drawn):
+    features = {"f_rgb": maps()[0], "f_tir": 3 * maps(seed=1)[0]}
+    fused = {"fused": 9 * maps(seed=2)[0], "fused*": 8 * maps(seed=3)[0]}
+    plots.draw_feature_maps({"visible": np.zeros((8, 8))}, [features, fused], "x.png")
+    _, *panels = drawn[0].axes
+    scales = {axis.get_title(): axis.images[0].get_clim() for axis in panels if axis.get_title()}
+    assert scales["f_rgb"] == scales["f_tir"] != scales["fused"] == scales["fused*"]
+    assert [axis.get_ylabel()[:6] for axis in panels[-2:]] == ["energy"] * 2
+
+
+@pytest.mark.parametrize(("count", "told"), [(1, True), (3, True), (13, False)])
+def test_tsne_tells_sequences_apart(drawn, count, told):
+    names = [f"s{i % count}" for i in range(26)]
+    plots.draw_tsne({"fused": maps(26), "fused*": maps(26, seed=1)}, "x.png", sequences=names)
+    legend = {text.get_text() for text in drawn[0].legends[0].get_texts()}
+    assert legend >= {"fused: 26", "fused*: 26"}
+    assert (legend >= {f"{i + 1}  s{i}" for i in range(count)}) == told
+    numbers = [text.get_text() for text in drawn[0].axes[0].texts]
+    assert numbers == ([str(i + 1) for i in range(count)] if told else [])
+
+
+def test_curves_name_the_measure_on_the_axis_and_its_number_in_the_legend(drawn):
+    truth = {"a": np.tile([10.0, 20, 30, 40], (9, 1))}
+    for protocol, axes in (
+        ("lasher", {"PR": "precision", "NPR": "normalised precision", "SR": "success"}),
+        ("rgbt234", {"MPR": "precision", "MSR": "success"}),
+    ):
+        scores = evaluate(
+            truth, {"a": (truth["a"],) * 2} if protocol == "rgbt234" else truth, protocol
+        )
+        plots.draw_curves({"mine": scores}, "unused", "LI, low illumination")
+        assert [axis.get_ylabel() for axis in drawn[-1].axes] == [f"{x} (%)" for x in axes.values()]
+        shown = [axis.get_legend().get_texts()[0].get_text() for axis in drawn[-1].axes]
+        assert shown == [f"mine {key} {scores.numbers[key]:.1f}" for key in axes]
+        assert drawn[-1].get_suptitle() == "LI, low illumination"
 
 
 def test_long_term_trackers_meet_in_one_plane(drawn):

@@ -151,7 +151,7 @@ def test_a_run_stays_in_its_folder(tmp_path: Path, monkeypatch: Any) -> None:
 
 
 def test_logs_are_json(tmp_path: Path) -> None:
-    values = iter([float("nan"), float("inf"), float("-inf")])
+    values = iter([float(text) for text in ("nan", "nan", "nan", "inf", "-inf")])
     train(tmp_path, epochs=3, validate=lambda attachment: next(values))
 
     def refuse(token: str) -> None:

@@ -152,10 +152,12 @@ def test_own_pair(tmp_path, capsys, kind):
     while (frame := shown.read())[0]:
         frames.append(frame[1].astype(int))
     height, width = (32, 48) if kind == "videos" else (HEIGHT - 1, WIDTH)
-    assert len(frames) == 3 and frames[0].shape == (height, 2 * width, 3)
+    assert len(frames) == 3 and frames[0].shape[1:] == (2 * width, 3)
+    strip = frames[0][height:]  # of text, under both
+    assert len(strip) >= 8 and strip.max() > 60 and np.median(strip) < 60
     for left in (0, width):  # in both: vermilion on the box's left edge, and not elsewhere
         distance = abs(frames[0] - [0, 94, 213]).max(-1)
-        assert distance[10, left + 4] < 50 < distance[20, left + 25]
+        assert distance[10, left + 4] < 70 < distance[20, left + 25]
 
 
 @pytest.mark.parametrize("modality", ["visible", "infrared"])
@@ -169,6 +171,15 @@ def test_results_are_scored_though_a_modality_lacks_its_last_image(tmp_path, cap
     assert not np.array_equal(*Follower.images[-2:])  # the other modality has its own
     paths = ["--truth", str(data), "--results", str(out), "--out", str(tmp_path / "scores")]
     assert main(["evaluate", "--benchmark", "lasher", *paths]) == 0
+
+
+def test_videos_name_tracker_score_and_overlap(tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(cv2, "putText", lambda image, text, *_: written.append(text))
+    data = write_dataset(tmp_path / "data")
+    assert command(tmp_path / "out", "--benchmark", "lasher", "--data", data, "--video") == 0
+    assert written[:2] == ["a  1/4", "Follower"] and "truth" in written
+    assert {"score 0.25", "IoU 1.00"} <= set(written)
 
 
 def test_truth_of_more_frames_is_told(tmp_path, capsys):

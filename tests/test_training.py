@@ -149,34 +149,6 @@ def test_a_finished_run_goes_on_with_more_epochs(tmp_path: Path) -> None:
     assert fine_tune(again, labels(), Loss(CONCAT), tmp_path, epochs=2, **QUIET)["step"] == 8
 
 
-def test_the_average_is_validated_and_left(tmp_path: Path) -> None:
-    handle, seen = attached(CONCAT), []
-
-    def validate(attachment: Attachment) -> float:
-        assert not attachment.network.training and not torch.is_grad_enabled()
-        seen.append(weights(attachment))
-        return [0.3, 0.9, 0.1][len(seen) - 1]
-
-    last = fine_tune(
-        handle,
-        labels(),
-        Loss(CONCAT),
-        tmp_path,
-        epochs=3,
-        ema_decay=0.9,
-        validate=validate,
-        **QUIET,
-    )
-    assert (last["validation"], last["best"]) == (pytest.approx(0.1), pytest.approx(0.9))
-    names = {name for name, _ in handle.fusion.named_parameters()}
-    assert_same(
-        {n: v for n, v in seen[2].items() if n in names},
-        {n: v for n, v in weights(handle).items() if n in names},
-    )
-    best = attach(CONCAT.build(), tmp_path / "best", CONCAT.adapter())
-    assert_same(seen[1], weights(best))
-
-
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_a_loss_that_is_not_finite_stops_the_run(where: str, tmp_path: Path) -> None:
     class Sick(Loss):
@@ -281,14 +253,6 @@ def test_a_checkpoint_of_another_run_is_refused(name: str, tmp_path: Path) -> No
     handle = attached(CONCAT, **fusion)
     with pytest.raises(ValueError, match=message):
         fine_tune(handle, labels(), Loss(CONCAT), tmp_path, epochs=2, **options, **QUIET)
-
-
-def test_tensorboard_is_asked_for_by_name(tmp_path: Path, monkeypatch: Any) -> None:
-    import accelerate.utils
-
-    monkeypatch.setattr(accelerate.utils, "is_tensorboard_available", lambda: False)
-    with pytest.raises(ImportError, match="pip install tensorboard"):
-        fine_tune(attached(CONCAT), labels(), Loss(CONCAT), tmp_path, epochs=1, tensorboard=True)
 
 
 def recipe_of_numpy(parameters: list[nn.Parameter], epochs: int, steps_per_epoch: int) -> Any:

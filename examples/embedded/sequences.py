@@ -122,10 +122,10 @@ def read_sequence(folder: str | Path) -> RGBTSequence:
         and isinstance(found.auxiliary, Images)
     )
     streams = (found.visible, found.auxiliary)  # aligned, and so equally long
-    counts = [*(len(Images(part.paths[0].parent)) for part in streams), len(found.truth)]
+    counts = [*(len(part.found) for part in streams), len(found.truth)]
     # real recordings often lack the last frame of one modality; more than that is a damaged
     # sequence
-    if max(counts) - min(counts) > 1:
+    if max(counts) - min(counts) > 1 or any(None in part.paths for part in streams):
         frames = f"{counts[0]} visible and {counts[1]} infrared frames, {counts[2]} boxes"
         raise ValueError(f"{folder}: {frames}; expected equal numbers")
     length = min(len(found), len(found.truth))

@@ -26,8 +26,9 @@ class Attachment:
     would; never what lies behind. `Attachment.of` finds that of a copied or loaded host.
 
     Attributes:
-        network: the host's network. plugin: the module that holds all that was added to it, under
-            one prefix; its state is this room's.
+        network: the host's network.
+        plugin: the module that holds all that was added to it, under one prefix; its state is this
+            room's.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -197,9 +198,28 @@ class Attachment:
             "modalities": self.fusion.modalities,
         }
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write fusion and new head, and nothing of the host, for `attach` to load."""
-        self.fusion.save_pretrained(folder)
+    def save_pretrained(self, folder: str | Path, *, license: str | None = None) -> None:
+        """Write fusion and new head with a model card, for `attach` to load.
+
+        Of the host there is nothing but its class and the adapter's options, in words.
+
+        Args:
+            license: of the weights, by its name on the hub, "apache-2.0" say.
+        """
+        self._note_host()
+        self.fusion.save_pretrained(folder, license=license)
+
+    def push_to_hub(self, repo_id: str, *, license: str | None = None, **options: Any) -> str:
+        """Upload what `save_pretrained` writes to the Hugging Face hub, and return its address.
+
+        Arguments as those of `GenerativeFusion.push_to_hub`; who loads it calls
+        `attach(tracker, repo_id)`.
+        """
+        self._note_host()
+        return self.fusion.push_to_hub(repo_id, license=license, **options)
+
+    def _note_host(self) -> None:
+        self.fusion.about = {**self.fusion.about, "host": self.describe()}
 
     @contextlib.contextmanager
     def disabled(self) -> Iterator[None]:

@@ -82,26 +82,37 @@ class Head(Point):
     def _gmmt_forward(self, current: ForwardPass) -> Callable[..., Any]:  # as the host's
         if current.mode is Mode.RECORD:
             return super()._gmmt_forward(current)
+        current.used_head = True
         return self._gmmt_plugin.head
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:  # as the host's
         out = super().forward(*args, **kwargs)
-        plugin = self._gmmt_plugin
-        if not (plugin.has_fused or plugin.warned) and plugin.mode is Mode.GENERATE:
-            plugin.warned = True
-            warnings.warn(
-                f"the host's head {plugin.head_name!r} was called, and no map was generated before "
-                "it: the fusion was not called, or only with maps of another size than the "
-                "adapter's. Look at the names and the size given to the adapter",
-                stacklevel=2,
-            )
+        _warn_if_nothing_fused(self._gmmt_plugin, "called")
         return out
 
     def __getattr__(self, name: str) -> Any:  # a parameter or a submodule
         plugin = self.__dict__.get("_gmmt_plugin")
         if plugin is not None and plugin.uses_new_head and _computes(plugin):
+            _note_use(plugin)
             return getattr(plugin.head, name)
         return super().__getattr__(name)
+
+
+def _warn_if_nothing_fused(plugin: Plugin, used: str) -> None:
+    """The first frame's head got the host's own map, if it is the head that the adapter names."""
+    if not (plugin.has_fused or plugin.warned) and plugin.mode is Mode.GENERATE:
+        plugin.warned = True
+        warnings.warn(
+            f"the host's head {plugin.head_name!r} was {used}, and no map was generated before it: "
+            "the fusion was not called, or only with maps of another size than the adapter's. Look "
+            "at the names and the size given to the adapter",
+            stacklevel=3,
+        )
+
+
+def _note_use(plugin: Plugin) -> None:
+    if plugin.current is not None:
+        plugin.current.used_head = True
 
 
 def _computes(plugin: Plugin) -> bool:
@@ -226,7 +237,13 @@ def _redirect(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
             and plugin.uses_new_head
             and (name not in CONTAINER or _computes(plugin))
         ):
-            return getattr(plugin.head, name)(*args, **kwargs)
+            _note_use(plugin)
+            # as in Point.forward: a decoder that is called by a method builds no graph in a frame
+            with torch.set_grad_enabled(torch.is_grad_enabled() and plugin.training):
+                out = getattr(plugin.head, name)(*args, **kwargs)
+            if plugin.current is not None:
+                _warn_if_nothing_fused(plugin, f"asked for {name}()")
+            return out
         return method(self, *args, **kwargs)
 
     return redirected

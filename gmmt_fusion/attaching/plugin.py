@@ -100,7 +100,7 @@ class Plugin(nn.Module):
 
         A pass begins with the outermost such call, usually the network's forward, and ends with it.
         Where nothing was fused in it, the next call belongs to it too: hosts that are called in
-        stages have the modality maps in one and the fused map in another.
+        stages have the modality maps in one and the fused map in another, or the head in a third.
         """
         current: ForwardPass | None = getattr(self.threads, "current", None)
         if current is None or current.depth == 0:
@@ -108,11 +108,10 @@ class Plugin(nn.Module):
             if mode is Mode.LEARN and in_backward():
                 current = self.replayed()
             elif current is None or current.mode is not mode:
-                current = ForwardPass(
-                    self, mode, self.overrides[-1].recording if self.overrides else []
-                )
-                self.threads.current = current
+                recording = self.overrides[-1].recording if self.overrides else []
+                current = self.threads.current = ForwardPass(self, mode, recording)
                 if mode is Mode.LEARN:
+                    current.follow(getattr(self.threads, "learned", None))
                     self.threads.learned = self.learned = current
         current.depth += 1
         return current
@@ -169,8 +168,7 @@ class Plugin(nn.Module):
     def train(self, mode: bool = True) -> "Plugin":
         """As any module's; but the new head's BatchNorm keeps the statistics it was copied with.
 
-        They are of the host's whole training, and those of its batches would depend on their size;
-        the results are the same (benchmarks/README.md).
+        They are of the host's whole training; the results are the same (benchmarks/README.md).
         """
         super().train(mode)
         for module in self.head.modules():
@@ -214,10 +212,7 @@ class Plugin(nn.Module):
 
     def settle(self) -> None:
         """Freeze or thaw the host as the next forward wants it."""
-        if self.next_mode is Mode.HOST:
-            self.thaw()
-        else:
-            self.freeze()
+        (self.thaw if self.next_mode is Mode.HOST else self.freeze)()
 
 
 class ForwardPass:
@@ -228,18 +223,24 @@ class ForwardPass:
         memory: what one method of the adapter keeps for another, until the pass ends.
         mode: of this pass, whatever happens to the attachment meanwhile.
         depth: calls of patched modules that it is in.
+        used_head: whether the head has seen what was fused.
     """
 
     def __init__(self, plugin: Plugin, mode: Mode, recording: list[Recorded]) -> None:
         self.plugin, self.mode, self.recording = plugin, mode, recording
         self.memory: dict[Any, Any] = {}  # an adapter's own keys and values
         self.calls: list[FusionCall] = []
-        self.fused = False
+        self.fused, self.used_head = False, False
         self.depth = 0
         self.gradients = torch.is_grad_enabled()
         self.stages = 0  # forwards of the network that belong to it
         self.targets: list[Tensor] | None = None  # of the clean inputs, while the degraded ones run
         self.clean = 0
+
+    def follow(self, earlier: "ForwardPass | None") -> None:
+        """Take over what an earlier stage has fused and no head has seen, unless this one fuses."""
+        if earlier is not None and not earlier.used_head:
+            self.calls = earlier.calls
 
     @property
     def network(self) -> nn.Module:
@@ -274,7 +275,8 @@ class ForwardPass:
             ValueError: gradients are off around the fusion in a training forward, or a degraded
                 forward fuses other maps than the clean one.
         """
-        self.fused = True
+        if not self.fused:
+            self.fused, self.used_head, self.calls = True, False, []
         fusion = self.plugin.fusion
         if self.mode is Mode.GENERATE:
             generated = fusion(*features)
@@ -312,9 +314,8 @@ class ForwardPass:
         """The host's output with "generative_loss" in its dicts, and in their "total_loss"."""
         if self.targets:
             raise self._uneven(self.clean - len(self.targets))
-        outputs = [out] if isinstance(out, dict) else out if isinstance(out, (list, tuple)) else []
-        if not all(isinstance(part, dict) for part in outputs):
-            outputs = []
+        parts = out if isinstance(out, list | tuple) else [out]
+        outputs = [part for part in parts if isinstance(part, dict)]
         weight, summed = self.plugin.total_loss_weight, [o for o in outputs if "total_loss" in o]
         if weight is not None and summed and not self.calls:
             self.plugin.last_calls()  # says why

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..evaluation.attributes import explain
 from ..evaluation.box_files import FORMATS
 from ..evaluation.layouts import LAYOUTS
 from ..evaluation.reports import format_table, write_curves
@@ -76,5 +77,8 @@ def run(options: argparse.Namespace) -> None:
     print_line(format_table({name: score.numbers for name, score in scores.items()}, "tracker"))
     for tracker, score in scores.items() if options.attributes else ():
         print_line("\n" + format_table(score.attributes, tracker))
+    if options.attributes:
+        codes = next(iter(scores.values())).attributes
+        print_line("\n" + "; ".join(map(explain, codes)))
     written = write_curves(scores, options.out, options.benchmark)
     print_line("\nwrote " + ", ".join(map(str, written)))

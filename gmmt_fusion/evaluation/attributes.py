@@ -8,7 +8,36 @@ from pathlib import Path
 from .text_files import check_folder, list_folder, read_lines, read_names
 
 TABLE_ATTRIBUTES = ("OCC", "LSV", "FM", "LI", "HI", "TC", "SO", "DEF")  # GTOT's table names none
+MEANINGS = {  # of LasHeR's, RGBT234's and GTOT's codes
+    "NO": "no occlusion",
+    "PO": "partial occlusion",
+    "TO": "total occlusion",
+    "HO": "hyaline or heavy occlusion",
+    "OCC": "occlusion",
+    "OV": "out of view",
+    "LI": "low illumination",
+    "HI": "high illumination",
+    "AIV": "abrupt illumination variation",
+    "LR": "low resolution",
+    "SO": "small object",
+    "DEF": "deformation",
+    "BC": "background clutter",
+    "SA": "similar appearance",
+    "TC": "thermal crossover",
+    "MB": "motion blur",
+    "CM": "camera moving",
+    "FL": "frame lost",
+    "FM": "fast motion",
+    "SV": "scale variation",
+    "LSV": "large scale variation",
+    "ARC": "aspect ratio change",
+}
 SEQUENCES, ORDER = "SequencesName.txt", "Attributes_order.txt"
+
+
+def explain(code: str) -> str:
+    """A code with what it means, "LI, low illumination"; alone where that is not known."""
+    return f"{code}, {MEANINGS[code]}" if code in MEANINGS else code
 
 
 def read_attributes(path: str | Path) -> dict[str, set[str]]:

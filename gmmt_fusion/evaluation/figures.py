@@ -71,10 +71,11 @@ def draw_figures(
     if scheduler is not None:
         check_whole_number("--steps", steps, 1, scheduler.config.num_train_timesteps)
     with tqdm(total=sum(map(len, sequences)), desc="track", unit="frame") as bar:
-        fused, generated, examples = collect_maps(tracker, sequences, frames, bar.update)
-    kinds = {"fused (host)": fused, "fused* (generated)": generated}
+        maps = collect_maps(tracker, sequences, frames, bar.update)
+    kinds = {"fused (host)": maps.fused, "fused* (generated)": maps.generated}
+    examples = maps.examples
     title = f"{layout}, {len(sequences)} sequence{'s' * (len(sequences) > 1)}"
-    yield str(plots.draw_tsne(kinds, out / "tsne.png", title, seed))
+    yield str(plots.draw_tsne(kinds, out / "tsne.png", title, seed, maps.sequences))
     if scheduler is not None:
         yield str(_draw_steps(fusion, scheduler, steps, examples, out / "sampling_steps.png"))
     else:
@@ -86,7 +87,7 @@ def draw_figures(
     for sequence in sequences if results else ():
         path = out / f"tracked_frames_{sequence.name}.png"
         boxes = {name: found[sequence.name] for name, found in (results or {}).items()}
-        yield str(_draw_tracked(sequence, boxes, path))
+        yield str(_draw_tracked(sequence, boxes, path, ("visible", auxiliary[0])))
 
 
 def read_tracked(
@@ -140,22 +141,30 @@ def _draw_example(example: Example, auxiliary: tuple[str, str], path: Path, name
     similarity = structural_similarity(example.fused, example.generated)
     return plots.draw_feature_maps(
         dict(zip(images, example.patches, strict=False)),
-        {
-            **dict(zip(features, example.features, strict=False)),
-            "fused (host)": example.fused,
-            f"fused*, SSIM {similarity:.4f}": example.generated,
-        },
+        [
+            dict(zip(features, example.features, strict=False)),
+            {"fused (host)": example.fused, f"fused*, SSIM {similarity:.3f}": example.generated},
+        ],
         path,
         f"{name}, frame {example.frame + 1}",
     )
 
 
-def _draw_tracked(sequence: TrackingSequence, boxes: Mapping[str, np.ndarray], path: Path) -> Path:
+def _draw_tracked(
+    sequence: TrackingSequence,
+    boxes: Mapping[str, np.ndarray],
+    path: Path,
+    rows: Sequence[str],
+) -> Path:
     visible, auxiliary = sequence.visible, sequence.auxiliary
     assert isinstance(visible, Images) and isinstance(auxiliary, Images)  # as a layout's are
     last = min(len(visible), len(auxiliary), *map(len, boxes.values())) - 1
     truth = sequence.truth
     if truth is not None and len(truth) <= last:  # some ship one box only
         truth = None
-    spread = [round(i) for i in np.linspace(0, last, 5)]
-    return plots.draw_tracked_frames(visible, auxiliary, boxes, path, spread, truth, sequence.name)
+    both = zip(visible.paths[: last + 1], auxiliary.paths, strict=False)
+    there = [i for i, paths in enumerate(both) if None not in paths]
+    spread = [there[round(i)] for i in np.linspace(0, len(there) - 1, 5)]
+    return plots.draw_tracked_frames(
+        visible, auxiliary, boxes, path, spread, truth, sequence.name, rows
+    )

@@ -28,6 +28,9 @@ RATE = 25.0  # frames/s of the videos made of images, which do not say theirs
 class Images:
     """The images of a folder, in the order of the numbers in their names.
 
+    Attributes:
+        found: the files. paths: one for each frame, None where it is missing.
+
     Args:
         folder: everything in it that ends in one of `SUFFIXES` is an image.
         depth: show them as colour maps of depths in millimetres; see `colour_map`.
@@ -45,26 +48,29 @@ class Images:
         if not paths:
             raise FileNotFoundError(f"{folder} has no images; expected {', '.join(SUFFIXES)}")
         # by number: not all data sets pad their numbers
-        self.paths = sorted(
+        self.found = sorted(
             paths, key=lambda path: ([int(n) for n in re.findall(r"\d+", path.stem)], path.name)
         )
-        self.depth = depth
+        self.paths: list[Path | None] = [*self.found]
+        self.folder, self.depth = folder, depth
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> np.ndarray:
         path = self.paths[index]
+        if path is None:
+            raise ValueError(f"{self.folder} has no image of frame {index + 1}")
         image = colour_map(read_depth(path)) if self.depth else read_image(path)
         return np.ascontiguousarray(image[..., ::-1])
 
-    def __iter__(self) -> Iterator[np.ndarray]:
-        return (self[index] for index in range(len(self)))
+    def __iter__(self) -> Iterator[np.ndarray | None]:
+        return (None if path is None else self[index] for index, path in enumerate(self.paths))
 
-    def select(self, indices: Sequence[int]) -> Images:
-        """The images at these places."""
+    def select(self, indices: Sequence[int | None]) -> Images:
+        """The images at these places; None is where one is missing."""
         chosen = copy.copy(self)
-        chosen.paths = [self.paths[index] for index in indices]
+        chosen.paths = [None if index is None else self.paths[index] for index in indices]
         return chosen
 
 
@@ -96,7 +102,7 @@ class Video:
         self.times = np.array(times) - times[0]
         if not (np.diff(self.times) > 0).all():  # also where they are NaN
             self.times = np.arange(len(times)) / self.rate
-        self.indices: Sequence[int] = range(len(times))
+        self.indices: Sequence[int | None] = range(len(times))
         if len(times) < announced:
             warnings.warn(
                 f"{path} announces {int(announced)} frames, and {len(times)} can be read",
@@ -106,10 +112,13 @@ class Video:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __iter__(self) -> Iterator[np.ndarray]:
+    def __iter__(self) -> Iterator[np.ndarray | None]:
         with _open_capture(self.path) as capture:
             at = -1
             for index in self.indices:
+                if index is None:
+                    yield None
+                    continue
                 while at < index:
                     at += 1
                     if not capture.grab():
@@ -119,11 +128,11 @@ class Video:
                     raise OSError(f"{self.path}, frame {at + 1} cannot be read")
                 yield np.ascontiguousarray(frame[..., ::-1])
 
-    def select(self, indices: Sequence[int]) -> Video:
-        """The frames at these places, in order."""
+    def select(self, indices: Sequence[int | None]) -> Video:
+        """The frames at these places, in order; None is where one is missing."""
         chosen = copy.copy(self)
-        chosen.indices = [self.indices[index] for index in indices]
-        chosen.times = self.times[list(indices)]
+        chosen.indices = [None if index is None else self.indices[index] for index in indices]
+        chosen.times = np.array([np.nan if i is None else self.times[i] for i in indices])
         return chosen
 
 
@@ -133,17 +142,25 @@ def align(
     """Both streams with equally many frames, each a pair, and notes on what was done.
 
     Images are paired by the numbers in their names, videos by time where they do not run in step.
-    Recordings often lack a modality's last frame: the one before it stands in. Where more are
-    missing at the end, the pairs are as many as the shorter modality has.
+    An image that one folder lacks in between is missing there; see `missing`.
+    Recordings often lack a modality's last frame: the one before it stands in. Where only more at
+    the end are missing, the pairs are as many as the shorter modality has.
 
     Raises:
         ValueError: a frame has no partner; see `pairing`.
     """
     notes = []
     lengths = [len(visible), len(auxiliary)]
-    orders: list[Sequence[int]] = [range(length) for length in lengths]
+    orders: list[Sequence[int | None]] = [range(length) for length in lengths]
     if isinstance(visible, Images) and isinstance(auxiliary, Images):
-        *orders, offset = pair_names(visible.paths, auxiliary.paths)
+        *orders, offset = pair_names(visible.found, auxiliary.found)
+        for order, stream in zip(orders, (visible, auxiliary), strict=True):
+            if lacks := [number for number, index in enumerate(order, 1) if index is None]:
+                notes.append(
+                    f"lacks {len(lacks)} of {len(order)} images in {stream.folder.name}, the first "
+                    f"is that of frame {lacks[0]}; they are fed as missing"
+                )
+        lengths = [len(order) for order in orders]
         if offset:
             notes.append(
                 f"has numbers with an offset: visible image n is paired with auxiliary image n "
@@ -160,7 +177,7 @@ def align(
             return visible.select(range(len(nearest))), auxiliary.select(nearest), notes
     else:
         orders = [
-            order_without_gaps(stream.paths) if isinstance(stream, Images) else range(len(stream))
+            order_without_gaps(stream.found) if isinstance(stream, Images) else range(len(stream))
             for stream in (visible, auxiliary)
         ]
     shorter, longer = sorted(lengths)

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,12 +38,25 @@ class Example:
     generated: Tensor
 
 
+class Maps(NamedTuple):
+    """What a run over sequences gave.
+
+    fused: the host's maps, generated: the fusion's, (N, C, h, w) each on the CPU. sequences: the
+    name of the one that each is of. examples: by sequence, the frame in the middle of those taken.
+    """
+
+    fused: Tensor
+    generated: Tensor
+    sequences: list[str]
+    examples: dict[str, Example]
+
+
 def collect_maps(
     tracker: Any,  # a user's object, see `trackers`
     sequences: Sequence[TrackingSequence],
     frames: int = 500,
     progress: Callable[[], object] | None = None,
-) -> tuple[Tensor, Tensor, dict[str, Example]]:
+) -> Maps:
     """Run a tracker with its own fusion, and generate the map of some of its frames.
 
     Args:
@@ -52,10 +65,7 @@ def collect_maps(
         frames: how many maps to take, evenly spread over all frames but the first ones.
         progress: called after every frame.
 
-    Returns:
-        The host's fused maps and the generated ones, (N, C, h, w) each on the CPU; and the frame in
-        the middle of those taken of each sequence, by its name. Where several maps are fused in one
-        frame, the last one.
+    Where several maps are fused in one frame, the last one is taken.
 
     Raises:
         ValueError: nothing is attached, or no map would be generated.
@@ -66,6 +76,7 @@ def collect_maps(
     numbers = itertools.count()
     fused: list[Tensor] = []
     generated: list[Tensor] = []
+    names: list[str] = []
     examples: dict[str, Example] = {}
 
     def keep() -> None:
@@ -75,9 +86,11 @@ def collect_maps(
             made = attachment.fusion(*features)
             fused.append(host[0].cpu())
             generated.append(made[0].cpu())
+            sequence, frame = places[index]
+            names.append(sequence.name)
             if index in shown:
-                sequence, frame = places[index]
-                patches = _find_patches(seen, family.takes_bgr(sequence.auxiliary.depth))
+                depth = getattr(sequence.auxiliary, "depth", False)
+                patches = _find_patches(seen, family.takes_bgr(depth))
                 examples[sequence.name] = Example(
                     frame, patches, [f[0] for f in features], host[0], made[0]
                 )
@@ -95,7 +108,7 @@ def collect_maps(
             "generated: look at the adapter's size, and whether the tracker calls the network with "
             "the fusion"
         )
-    return torch.stack(fused), torch.stack(generated), examples
+    return Maps(torch.stack(fused), torch.stack(generated), names, examples)
 
 
 def _choose_frames(

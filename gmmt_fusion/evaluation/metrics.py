@@ -103,7 +103,7 @@ def evaluate(
 
     Raises:
         ValueError: a sequence has no results or too few, boxes are not numbers, or the protocol
-        is unknown.
+            is unknown.
     """
     if protocol not in PROTOCOLS:
         raise ValueError(

@@ -1,7 +1,7 @@
 """Which frames of two streams show the same moment: by the number in a name, or by time.
 
 Nothing is paired by its place in a folder alone: where a modality lacks an image in the middle, all
-later pairs would be of different moments.
+later pairs would be of different moments. By the numbers, that one is known to be missing.
 """
 
 from __future__ import annotations
@@ -15,16 +15,18 @@ import numpy as np
 
 Key = tuple[int, ...]
 Order = list[int]  # indices of a stream's frames, in time
+Gappy = list[int | None]  # the same, None where the stream has no frame
 
 
-def pair_names(visible: Sequence[Path], auxiliary: Sequence[Path]) -> tuple[Order, Order, int]:
+def pair_names(visible: Sequence[Path], auxiliary: Sequence[Path]) -> tuple[Gappy, Gappy, int]:
     """Pair the images of two folders by a number in their names.
 
     It is all numbers that vary (hours, minutes and seconds, say) or the last one that tells the
     images of a folder apart and agrees between the folders: they have the same ones, or all of one
     are larger by one offset, as where one counts from 0 and the other from 1. One folder may end
     before the other. Where it does, an offset is believed only if no number is in both, for the
-    lack of the first image would look the same.
+    lack of the first image would look the same. Images may be missing in between, where the first
+    ones have the same number and both count in the same steps.
 
     Returns:
         The order of each folder's images, the first ones being a pair, and so on; and the offset.
@@ -46,7 +48,13 @@ def pair_names(visible: Sequence[Path], auxiliary: Sequence[Path]) -> tuple[Orde
         raise ValueError(twins[0])
     for first, second in usable:
         if (offset := _find_offset(sorted(first), sorted(second))) is not None:
-            return _order(first), _order(second), offset
+            return [*_order(first)], [*_order(second)], offset
+    as_many = all(len({len(key) for key in keys}) == 1 for keys in whole)  # numbers in every name
+    for first, second in usable if as_many else ():
+        if numbers := _find_gaps(first, second):
+            places = [{key: i for i, key in enumerate(keys)} for keys in (first, second)]
+            one, other = ([place.get(number) for number in numbers] for place in places)
+            return one, other, 0
     raise ValueError(_describe_lonely(usable[:2][-1], streams))
 
 
@@ -141,6 +149,23 @@ def _find_offset(visible: list[Key], auxiliary: list[Key]) -> int | None:
     return offsets.pop() if len(offsets) == 1 and certain else None
 
 
+def _find_gaps(visible: list[Key], auxiliary: list[Key]) -> list[Key] | None:
+    """All numbers, where both streams begin with the same one and lack some of the others.
+
+    Streams that count in different steps are recordings of different rates, and none of them is
+    missing an image.
+    """
+    streams = [sorted(visible), sorted(auxiliary)]
+    if any(len(key) != 1 for keys in streams for key in keys) or streams[0][0] != streams[1][0]:
+        return None
+    union = sorted({*visible, *auxiliary})
+    steps = {
+        min((b - a for (a,), (b,) in itertools.pairwise(keys)), default=0)
+        for keys in (*streams, union)
+    }
+    return union if len(steps) == 1 else None
+
+
 def _describe_lonely(keys: tuple[list[Key], list[Key]], streams: tuple[Sequence[Path], ...]) -> str:
     """Which image is the first that has no partner of its number."""
     tables = [dict(zip(k, paths, strict=True)) for k, paths in zip(keys, streams, strict=True)]
@@ -152,7 +177,7 @@ def _describe_lonely(keys: tuple[list[Key], list[Key]], streams: tuple[Sequence[
     )
 
 
-def _pair_stems(visible: Sequence[Path], auxiliary: Sequence[Path]) -> tuple[Order, Order, int]:
+def _pair_stems(visible: Sequence[Path], auxiliary: Sequence[Path]) -> tuple[Gappy, Gappy, int]:
     """By the whole names, where some have no number."""
     first, second = ([path.stem for path in stream] for stream in (visible, auxiliary))
     if sorted(first) != sorted(second) and max(len(first), len(second)) > 1:
@@ -167,7 +192,7 @@ def _pair_stems(visible: Sequence[Path], auxiliary: Sequence[Path]) -> tuple[Ord
             "image of that name"
         )
     one, other = (sorted(range(len(stems)), key=stems.__getitem__) for stems in (first, second))
-    return one, other, 0
+    return [*one], [*other], 0
 
 
 def _show(key: Key) -> str:

@@ -136,7 +136,7 @@ def lasher(boxes: np.ndarray, truths: Sequence[np.ndarray]) -> dict[str, np.ndar
     return {
         "PR": np.where(present, _centre_error(boxes, truth), -1),
         "NPR": np.where(present, _centre_error(boxes, truth, sizes), -1),
-        "SR": np.where(present, _overlap(boxes, truth), -1),
+        "SR": np.where(present, intersection_over_union(boxes, truth), -1),
     }
 
 
@@ -155,7 +155,7 @@ def visevent(boxes: np.ndarray, truths: Sequence[np.ndarray]) -> dict[str, np.nd
     boxes, absent = _repair(boxes, truth), np.isnan(truth).any(1)
     negative = (truth < 0).any(1)
     error = np.where(negative, -1, _centre_error(boxes, truth))
-    overlap = np.where(negative | absent, -1, _overlap(boxes, truth))
+    overlap = np.where(negative | absent, -1, intersection_over_union(boxes, truth))
     return {"PR": np.where(absent, np.inf, error), "SR": overlap}
 
 
@@ -215,7 +215,7 @@ def _centre_error(
     return np.asarray(np.sqrt(squares.sum(1)))
 
 
-def _overlap(boxes: np.ndarray, truth: np.ndarray) -> np.ndarray:
+def intersection_over_union(boxes: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Intersection over union (N,); where there is no union, 0."""
     low, high = np.maximum(boxes[:, :2], truth[:, :2]), np.minimum(_ends(boxes), _ends(truth))
     intersection = np.clip(high - low, 0, None).prod(1)
@@ -234,7 +234,7 @@ def _better_modality(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The smallest centre error (N,) and the largest overlap (N,) over modalities."""
     error = np.min([_centre_error(boxes, truth) for truth in truths], axis=0)
-    return error, np.max([_overlap(boxes, truth) for truth in truths], axis=0)
+    return error, np.max([intersection_over_union(boxes, truth) for truth in truths], axis=0)
 
 
 def _raster_overlap(

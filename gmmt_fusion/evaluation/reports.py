@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..files import write_atomically
+from .attributes import explain
 from .metrics import Scores
 from .plots import draw_curves
 
@@ -46,7 +47,7 @@ def write_curves(scores: Mapping[str, Scores], folder: Path, name: str) -> list[
                 )
                 for tracker, score in scores.items()
             }
-            written.append(draw_curves(of_key, folder / f"{name}_{key}.png"))
+            written.append(draw_curves(of_key, folder / f"{name}_{key}.png", explain(key)))
     return written
 
 

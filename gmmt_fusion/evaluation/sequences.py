@@ -15,13 +15,18 @@ import numpy as np
 
 from .frames import Images, Video, align
 from .layouts import find_sequences, get_layout, guess_layout, read_start, read_truth
+from .missing import fill_missing
 from .protocols import PROTOCOLS
 from .text_files import check_folder, check_names
+
+Frames = Images | Video | Sequence[np.ndarray | None]
 
 
 @dataclass(frozen=True, eq=False)
 class TrackingSequence:
     """Iterates over pairs of frames, visible and auxiliary, (H, W, 3) uint8 in RGB order.
+
+    Where a modality's frame is None or blank, what stands for it comes in its place; see `missing`.
 
     Attributes:
         name: of the sequence, and of its result file.
@@ -31,8 +36,8 @@ class TrackingSequence:
     """
 
     name: str
-    visible: Images | Video
-    auxiliary: Images | Video
+    visible: Frames
+    auxiliary: Frames
     box: np.ndarray
     truth: np.ndarray | None = None
 
@@ -40,8 +45,11 @@ class TrackingSequence:
         return len(self.visible)
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for number, pair in enumerate(zip(self.visible, self.auxiliary, strict=True), 1):
-            visible, auxiliary = pair
+        streams = (
+            fill_missing(frames, f"{self.name}: the {modality} modality")
+            for modality, frames in (("visible", self.visible), ("auxiliary", self.auxiliary))
+        )
+        for number, (visible, auxiliary) in enumerate(zip(*streams, strict=True), 1):
             if visible.shape != auxiliary.shape:
                 (h, w), (other_h, other_w) = visible.shape[:2], auxiliary.shape[:2]
                 raise ValueError(

@@ -123,6 +123,15 @@ def _attach(tracker: Any, fusion: str | Path, spec: str) -> None:
         warnings.warn(f"{spec} has attached a fusion itself; {fusion} is not used", stacklevel=3)
 
 
+def name_tracker(tracker: Any) -> str:
+    """Its class's name, and +GMMT where a fusion is attached."""
+    try:
+        attached = Attachment.of(tracker).enabled
+    except ValueError:
+        attached = False
+    return type(tracker).__name__ + "+GMMT" * attached
+
+
 def hash_networks(tracker: Any) -> str | None:
     """A hash of the networks that a tracker is or holds, and of how an attached fusion samples.
 

@@ -19,7 +19,7 @@ from ..files import differences, own_folder, write_atomically
 from .box_files import MOST, read_boxes
 from .sequences import TrackingSequence
 from .text_files import printable
-from .trackers import CONFIDENCE_KEYS, find_confidence, hash_networks
+from .trackers import CONFIDENCE_KEYS, find_confidence, hash_networks, name_tracker
 from .videos import write_video
 
 SETTINGS, TIMES = "tracking.json", "times.csv"
@@ -50,9 +50,10 @@ def run(
         the tracker failed.
     """
     family, first_box = find_family(tracker), sequence.box.tolist()
+    depth = getattr(sequence.auxiliary, "depth", False)  # a list of frames does not say
     boxes, confidences, seconds = [sequence.box], [0.0], 0.0
     for number, (visible, auxiliary) in enumerate(sequence, 1):
-        image = family.join(visible, auxiliary, sequence.auxiliary.depth)
+        image = family.join(visible, auxiliary, depth)
         place = f"{sequence.name}, frame {number}"
         started = time.perf_counter()
         try:
@@ -107,8 +108,8 @@ def track_folder(
         {sequence: (frames, seconds in the tracker)} of those tracked now.
 
     Raises:
-        OSError: another process writes into the folder, or it cannot be written to. ValueError: it
-        holds results of other settings, weights or frames; or as `run`.
+        OSError: another process writes into the folder, or it cannot be written to.
+        ValueError: it holds results of other settings, weights or frames; or as `run`.
     """
     folder = Path(folder)
     if twice := [name for name, n in Counter(s.name for s in sequences).items() if n > 1]:
@@ -140,6 +141,8 @@ def _track_missing(
     from tqdm import tqdm
 
     taken: dict[str, tuple[int, float]] = {}
+    scores: dict[str, np.ndarray] = {}
+    title = name_tracker(tracker)
     total = sum(len(sequence) for sequence in sequences if sequence.name not in done)
     with tqdm(total=total, unit="frame", disable=not progress) as bar:
         for sequence in sequences:
@@ -148,13 +151,15 @@ def _track_missing(
             if name not in done:
                 once = note if confidence and not taken else None
                 boxes, confidences, seconds = run(tracker, sequence, bar.update, once)
+                scores[name] = confidences
                 done[name] = _join_columns(name, boxes, confidences) if confidence else boxes
                 _write_boxes(folder / f"{name}.txt", done[name])
                 taken[name] = len(sequence), seconds
                 times.write(f"{name},{len(sequence)},{seconds:.3f}\n")
                 times.flush()
             if videos and not video.is_file():
-                write_video(video, sequence, done[name][:, :4], note)
+                shown = scores.get(name, done[name][:, 4] if done[name].shape[1] > 4 else None)
+                write_video(video, sequence, done[name][:, :4], note, tracker=title, scores=shown)
     return taken
 
 

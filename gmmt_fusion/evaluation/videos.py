@@ -6,13 +6,14 @@ import math
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from .frames import RATE, openable
 from .images import import_opencv
+from .protocols import intersection_over_union
 from .sequences import TrackingSequence
 
 MOST_TICKS, LEAST_RATE = 65535, 0.01
@@ -26,27 +27,32 @@ def write_video(
     sequence: TrackingSequence,
     boxes: np.ndarray,
     note: Callable[[str], object] = warnings.warn,
+    *,
+    tracker: str = "tracker",
+    scores: np.ndarray | None = None,
 ) -> None:
-    """Write an MPEG-4 video of a tracked sequence.
+    """Write an MPEG-4 video of a tracked sequence, with a line of text under each frame.
 
     Args:
         path: of the video, ending in .mp4; the file is whole or not there.
-        sequence: its ground truth, if any, is drawn thin and white.
-        boxes: the tracker's, (N, 4) as x, y, w, h in pixels, drawn solid.
+        sequence: its ground truth, if any, is drawn white on black, and the overlap told.
+        boxes: the tracker's, (N, 4) as x, y, w, h in pixels, drawn in vermilion.
         note: is told where the video has another frame rate.
+        tracker: its name. scores: its confidences (N,), NaN where there is none.
 
     Raises:
         OSError: a frame cannot be read, the disk is full, or this OpenCV writes no such videos.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    rate = round_rate(sequence.visible.rate)
-    if abs(rate - sequence.visible.rate) > 1e-3:
-        note(f"{path.name} has {rate:g} frames/s; MPEG-4 cannot hold {sequence.visible.rate:g}")
+    given = getattr(sequence.visible, "rate", RATE)  # a list of frames does not say
+    rate = round_rate(given)
+    if abs(rate - given) > 1e-3:
+        note(f"{path.name} has {rate:g} frames/s; MPEG-4 cannot hold {given:g}")
     # not write_atomically: OpenCV tells the kind of file from its suffix
     with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as folder:
         temporary = Path(folder, "video.mp4")
         with openable(temporary) as name:
-            _encode(name, _draw_frames(sequence, boxes), rate, path)
+            _encode(name, _draw_frames(sequence, boxes, tracker, scores), rate, path)
             _check_whole(name, len(sequence), path)
         os.replace(temporary, path)
 
@@ -93,20 +99,33 @@ def _check_whole(name: str, frames: int, path: Path) -> None:
         raise OSError(f"{path} could not be written whole; is the disk full?")
 
 
-def _draw_frames(sequence: TrackingSequence, boxes: np.ndarray) -> Iterator[np.ndarray]:
-    """Frames (H, 2 W, 3), BGR, of both modalities with their boxes and number; H is even."""
+def _draw_frames(
+    sequence: TrackingSequence, boxes: np.ndarray, tracker: str, scores: np.ndarray | None
+) -> Iterator[np.ndarray]:
+    """Frames (H, 2 W, 3), BGR, of both modalities with their boxes and a line of text."""
     truth = sequence.truth if sequence.truth is not None else np.empty((0, 4))
     for index, (pair, box) in enumerate(zip(sequence, boxes, strict=True)):
         images = [np.ascontiguousarray(image[..., ::-1]) for image in pair]
+        words = [(f"{sequence.name}  {index + 1}/{len(sequence)}", WHITE), (tracker, ORANGE)]
+        if scores is not None and np.isfinite(scores[index]):
+            words.append((f"score {scores[index]:.2f}", ORANGE))
+        if index < len(truth) and np.isfinite(truth[index]).all():
+            overlap = intersection_over_union(box[None], truth[index][None])[0]
+            words += [("truth", WHITE), (f"IoU {overlap:.2f}", WHITE)]
         for image in images:
             if index < len(truth):
                 _draw_box(image, truth[index], BLACK, 3)
                 _draw_box(image, truth[index], WHITE, 1)
-            _draw_box(image, box, ORANGE, 2)
-        both = np.concatenate(images, 1)
-        both = both[: both.shape[0] // 2 * 2]  # MPEG-4 wants even sides; equal widths add up to one
-        _draw_text(both, str(index + 1))
-        yield both
+            _draw_box(image, box, ORANGE, _line_width(box))
+        both = np.concatenate(
+            [np.concatenate(images, 1), _write_line(2 * images[0].shape[1], words)]
+        )
+        yield both[: both.shape[0] // 2 * 2]  # MPEG-4 wants even sides; equal widths add up to one
+
+
+def _line_width(box: np.ndarray) -> int:
+    """In pixels: thin where the target is small."""
+    return 1 if np.isfinite(box).all() and min(box[2:]) < 40 else 2
 
 
 def _draw_box(image: np.ndarray, box: np.ndarray, colour: tuple[int, int, int], width: int) -> None:
@@ -117,8 +136,16 @@ def _draw_box(image: np.ndarray, box: np.ndarray, colour: tuple[int, int, int], 
         cv2.rectangle(image, (x, y), (right, bottom), colour, width, cv2.LINE_AA)
 
 
-def _draw_text(image: np.ndarray, text: str) -> None:
-    cv2 = import_opencv()
-    for colour, width in ((BLACK, 3), (WHITE, 1)):
-        font = cv2.FONT_HERSHEY_SIMPLEX
-        cv2.putText(image, text, (6, 20), font, 0.6, colour, width, cv2.LINE_AA)
+def _write_line(width: int, words: Sequence[tuple[str, tuple[int, int, int]]]) -> np.ndarray:
+    """A dark strip (h, width, 3) with words in their colours, as large as they fit."""
+    cv2, font = import_opencv(), 0  # FONT_HERSHEY_SIMPLEX
+    gap = 14.0
+    needed = sum(cv2.getTextSize(text, font, 1.0, 1)[0][0] + 2 * gap for text, _ in words)
+    scale = float(np.clip((width - gap) / needed, 0.25, 0.8))
+    strip = np.full((round(40 * scale) // 2 * 2, width, 3), 30, np.uint8)
+    x = gap * scale
+    for text, colour in words:
+        place = round(x), round(0.72 * len(strip))
+        cv2.putText(strip, text, place, font, scale, colour, 1, cv2.LINE_AA)
+        x += cv2.getTextSize(text, font, scale, 1)[0][0] + 2 * gap * scale
+    return strip

@@ -12,16 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from . import no_gpu, shims
+from .patches import Patches
 from .stand_ins import install_stand_ins
+
+PATCHES = Patches()
+"""What this module has replaced in the process; `PATCHES.undo()` puts it back."""
 
 
 def prepare(checkout: str | Path) -> Path:
     """Make `import lib` find the tracker in the folder `checkout`, and return the folder.
 
-    The packages that it imports and does not need get stand-ins, and its `.cuda()` calls do nothing
-    where there is no GPU: both in the whole process.
+    In the whole process packages that are missing get stand-ins, names that Python, numpy, pandas
+    and PyTorch had in 2022 come back, and a GPU that is hard-coded means the CPU where there is
+    none. For the tracker's own scripts there is `python -m gmmt_fusion run`.
 
     Raises:
         FileNotFoundError: there is no tracker of the OSTrack family.
@@ -34,19 +40,18 @@ def prepare(checkout: str | Path) -> Path:
         )
     sys.path.insert(0, str(checkout))
     install_stand_ins()
-    ignore_cuda()
+    if not PATCHES.replaced:
+        shims.install(PATCHES)
     return checkout
 
 
 def ignore_cuda() -> None:
-    """Let the `.cuda()` that trackers hard-code do nothing, where there is no GPU."""
-    if not torch.cuda.is_available():
-        for kind in (Tensor, nn.Module):
-            setattr(kind, "cuda", _same)  # noqa: B010 - mypy takes no assignment to a method
+    """Let the GPU that trackers hard-code mean the CPU, where there is none: in the whole process.
 
-
-def _same(self: Any, *args: Any, **kwargs: Any) -> Any:  # as Tensor.cuda and nn.Module.cuda
-    return self
+    `.cuda()`, `.to("cuda:0")`, `torch.cuda.set_device(0)` and `torch.load` of what was on one.
+    """
+    if not PATCHES.replaced:
+        no_gpu.ignore_gpu(torch, PATCHES)
 
 
 def tracker_parameters(cfg: Any, checkpoint: str | Path) -> types.SimpleNamespace:

@@ -5,6 +5,7 @@ after a kill between the two files, gets the config that its weights were saved 
 """
 
 import hashlib
+import json
 import os
 import tempfile
 import warnings
@@ -23,8 +24,15 @@ DOWNLOAD_OPTIONS = ("revision", "cache_dir", "force_download", "local_files_only
 UPLOAD_OPTIONS = ("token", "private", "revision", "commit_message")
 
 
-def save(folder: str | Path, config: FusionConfig, state: Mapping[str, Tensor]) -> None:
-    """Write config and tensors into `folder`, which is made where it is missing.
+def save(
+    folder: str | Path,
+    config: FusionConfig,
+    state: Mapping[str, Tensor],
+    about: Mapping[str, Any] | None = None,
+) -> None:
+    """Write config, tensors and what is known of their making, as JSON, into `folder`.
+
+    It is made where it is missing.
 
     Raises:
         OSError: of the disk, with the path; what was there before is whole still.
@@ -34,9 +42,10 @@ def save(folder: str | Path, config: FusionConfig, state: Mapping[str, Tensor]) 
     text = config.to_json()
     # clones: safetensors refuses tensors that share storage, as tied weights do
     tensors = {name: x.detach().cpu().contiguous().clone() for name, x in state.items()}
-    about = {"format": "pt", "config": text, "sha256": weights_digest(tensors)}
-    about["config_sha256"] = hashlib.sha256(text.encode()).hexdigest()
-    write_tensors(folder / WEIGHTS, tensors, about)
+    header = {"format": "pt", "config": text, "sha256": weights_digest(tensors)}
+    header["config_sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    header["about"] = json.dumps(about or {})
+    write_tensors(folder / WEIGHTS, tensors, header)
     text = _with_checksum(text)
     write_atomically(folder / CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
 
@@ -99,6 +108,7 @@ class SavedFusion:
 
     Attributes:
         config: what the weights were saved with; source: the file that says so.
+        about: what is known of their making; {} of a file that says nothing.
 
     Raises:
         OSError: a file is missing, cut off, of something else, or was changed.
@@ -118,13 +128,14 @@ class SavedFusion:
                 same = f"/dev/fd/{handle.fileno()}"
                 opened = same if os.path.exists(same) else self.path
                 self._file = cast(Any, safe_open)(opened, framework="pt")
-            self._about: dict[str, str] = self._file.metadata() or {}
+            self._header: dict[str, str] = self._file.metadata() or {}
             parts = {name: self._file.get_slice(name) for name in self._file.keys()}  # noqa: SIM118
         except SafetensorError as error:
             raise self._damaged(error) from error
         self.shapes = {name: tuple(part.get_shape()) for name, part in parts.items()}
         self._floating = {n: part.get_dtype().startswith(("F", "BF")) for n, part in parts.items()}
         self.config, self.source = self._read_config(folder)
+        self.about = self._read_about()
 
     def check_fit(self, module: nn.Module, apart: str) -> list[str]:
         """Compare names, shapes and kinds of numbers with a module's, before anything is read.
@@ -156,7 +167,7 @@ class SavedFusion:
             state = {name: self._file.get_tensor(name).clone() for name in self.shapes}
         except SafetensorError as error:
             raise self._damaged(error) from error
-        written = self._about.get("sha256")
+        written = self._header.get("sha256")
         if written is not None and written != weights_digest(state):
             raise OSError(
                 f"{self.path} has changed since it was written (sha256 differs); save the fusion "
@@ -169,13 +180,22 @@ class SavedFusion:
             f"{self.path} is cut off or not safetensors ({error}); save the fusion again"
         )
 
+    def _read_about(self) -> dict[str, Any]:
+        try:
+            about = json.loads(self._header.get("about", "{}"))
+        except (ValueError, RecursionError):
+            about = None
+        if not isinstance(about, dict):
+            raise OSError(f"{self.path} has no JSON under 'about'; save the fusion again")
+        return about
+
     def _read_config(self, folder: Path) -> tuple[FusionConfig, Path]:
         text = (folder / CONFIG).read_bytes()
         beside, source = _parse(folder / CONFIG, text), folder / CONFIG
         config = beside
-        if "config" in self._about:
-            own = self._about["config"].encode()
-            if self._about.get("config_sha256") not in (None, hashlib.sha256(own).hexdigest()):
+        if "config" in self._header:
+            own = self._header["config"].encode()
+            if self._header.get("config_sha256") not in (None, hashlib.sha256(own).hexdigest()):
                 raise OSError(
                     f"{self.path} has changed since it was written (sha256 of its config differs)"
                 )

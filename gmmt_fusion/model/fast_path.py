@@ -145,8 +145,10 @@ def _fold_constants(folded: GenerativeFusion, size: tuple[int, ...]) -> None:
     if method.noise_maps:
         zeros = like.new_zeros(1, folded.modalities * folded.channels, *size)
         constant = network.first(torch.cat([folded.noise.to(like.dtype), zeros], dim=1))
-        first = network.get_submodule(network.first_layer)
-        network.set_submodule(network.first_layer, FirstLayer(first, folded.out_channels, constant))
+        first: Any = network.get_submodule(network.first_layer)
+        ours = folded.out_channels
+        of_noise = first.weight.shape[1] * ours // (ours + folded.modalities * folded.channels)
+        network.set_submodule(network.first_layer, FirstLayer(first, of_noise, constant))
     if isinstance(network, UNet):
         network.freeze_time(method.last_timestep)
 

@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -11,12 +10,12 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..checks import check_finite, check_maps, check_whole_number
-from . import checkpoint
 from .building import build_discriminator, build_method, build_network, build_residual
 from .calibration import least_squares_convolution, moments
 from .config import FusionConfig
 from .methods import BoundNetwork, ConditionalGAN, standard_normal
 from .networks import UNet, UViT
+from .pretrained import Pretrained
 
 Features = Sequence[Tensor]
 """One map (B, C, H, W) per modality."""
@@ -43,7 +42,7 @@ class FastPath(Protocol):
         """Drop what was made of weights that may change now."""
 
 
-class GenerativeFusion(nn.Module):
+class GenerativeFusion(Pretrained):
     """Generates the fused map of a multi-modal tracker from noise, given one map per modality.
 
     GMMT (Tang et al., AAAI 2024, arXiv 2309.01728). `fusion(f_1, …, f_m)` gives a map (B, C, H, W)
@@ -73,6 +72,7 @@ class GenerativeFusion(nn.Module):
         self.config = config = FusionConfig(channels, **options)
         self.head: nn.Module | None = None  # the host's new head, once attached
         self.head_state: dict[str, Tensor] | None = None  # its loaded weights, until then
+        self.about: dict[str, Any] = {}
         self.fast_path: FastPath | None = None
         self.discriminator = build_discriminator(config)
         self.method, self.config = build_method(
@@ -233,7 +233,8 @@ class GenerativeFusion(nn.Module):
             generator: draws noise and timesteps; default `self.generator`.
 
         Raises:
-            TypeError, ValueError: maps that do not fit or are not finite, named.
+            TypeError, ValueError: maps that do not fit or, on a CPU, are not finite, named. (A GPU
+                would have to be waited for; the loss is NaN there.)
         """
         maps, x_0, dtype = self._training_inputs(features, fused)
         prediction, loss = self.method.loss(self._bind(maps), x_0, generator or self.generator)
@@ -280,6 +281,7 @@ class GenerativeFusion(nn.Module):
             raise ValueError("calibrate got no batches; expected pairs (features, fused)")
         for features, fused in pairs:
             self._training_inputs(features, fused)
+            check_finite(features, fused)
         for index in range(self.modalities):
             mean_and_std = moments(features[index] for features, _ in pairs)
             self.feature_mean[index], self.feature_std[index] = mean_and_std
@@ -297,53 +299,6 @@ class GenerativeFusion(nn.Module):
         for parameter in self.network.last_layer.parameters():
             nn.init.zeros_(parameter)
         return unexplained
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors` into `folder`; pickle is not used.
-
-        The weights' file holds the config too, so that the two cannot come apart.
-        """
-        state = dict(self.state_dict())
-        state.update({f"head.{name}": x for name, x in (self.head_state or {}).items()})
-        checkpoint.save(folder, self.config, state)
-
-    def push_to_hub(self, repo_id: str, **options: Any) -> str:  # of huggingface_hub's
-        """Upload what `save_pretrained` writes to the Hugging Face hub, and return its address.
-
-        repo_id: "owner/name", made where it is missing. options: token, private, revision,
-        commit_message.
-        """
-        return checkpoint.upload(repo_id, self.save_pretrained, **options)
-
-    @classmethod
-    def from_pretrained(
-        cls, folder_or_hub_id: str | Path, *, subfolder: str = "", **options: Any
-    ) -> "GenerativeFusion":
-        """Load from a folder that `save_pretrained` wrote, or from the hub, on the CPU.
-
-        Args:
-            folder_or_hub_id: a path, or a Hugging Face hub id.
-            subfolder: of either, "best" say.
-            options: of the hub, for an id: revision, cache_dir, force_download, local_files_only,
-                token.
-
-        Raises:
-            OSError: a file is missing, cut off or of something else.
-            TypeError: an unknown option.
-        """
-        saved = checkpoint.SavedFusion(checkpoint.find(folder_or_hub_id, subfolder, **options))
-        try:
-            with torch.device("meta"):  # nothing is allocated, and nothing random drawn
-                fusion = cls(**vars(saved.config))
-        except (TypeError, ValueError) as error:
-            raise OSError(f"{saved.source} does not describe a fusion: {error}") from error
-        heads = saved.check_fit(fusion, apart="head.")
-        state = saved.read()
-        fusion.to_empty(device="cpu")
-        fusion.head_state = {name.removeprefix("head."): state.pop(name) for name in heads} or None
-        fusion.load_state_dict(state)
-        fusion.noise = fusion._starting_noise(fusion.size)
-        return fusion
 
     def _bind(self, maps: list[Tensor]) -> BoundNetwork:
         residual = None
@@ -387,7 +342,8 @@ class GenerativeFusion(nn.Module):
         self, features: Features, fused: Tensor
     ) -> tuple[list[Tensor], Tensor, torch.dtype]:
         dtype = check_maps(features, fused, self.modalities, self.channels, self.out_channels)
-        check_finite(features, fused)
+        if fused.device.type == "cpu":
+            check_finite(features, fused)
         mean, std = self._fused_moments()
         return self._normalise(features), (fused.float() - mean) / std, dtype
 

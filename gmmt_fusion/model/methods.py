@@ -230,7 +230,7 @@ class Diffusion(Method):
             last = x_t.new_full((batch,), self.last_timestep, dtype=torch.long)
             return [self.to_x_0(self.predict(network, x_t, last), x_t, last)]
         scheduler = copy.deepcopy(scheduler)  # its own state, so that samplings may interleave
-        scheduler.set_timesteps(steps, device=x_t.device)
+        scheduler.set_timesteps(steps)  # its numbers stay on the CPU: reading them waits for no GPU
         generator = generator or torch.Generator().manual_seed(1)  # not the starting noise's seed
         accepted = inspect.signature(scheduler.step).parameters
         options = {"eta": self.eta, "generator": generator}
@@ -238,7 +238,8 @@ class Diffusion(Method):
         x_t = x_t * scheduler.init_noise_sigma
         estimates = []
         for t in scheduler.timesteps:
-            scaled, timesteps = scheduler.scale_model_input(x_t, t), t.expand(batch).long()
+            scaled = scheduler.scale_model_input(x_t, t)
+            timesteps = torch.full((batch,), int(t), device=x_t.device)
             prediction = self.predict(network, scaled, timesteps)
             estimates.append(self.to_x_0(prediction, scaled, timesteps))
             x_t = scheduler.step(prediction, t, x_t, **options).prev_sample

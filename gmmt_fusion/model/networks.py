@@ -32,6 +32,12 @@ def timestep_embedding(timesteps: Tensor, width: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """Maps (B, C, H, W) whose sides `multiple` divides: their edges go on below and right."""
+    bottom, right = (-side % multiple for side in x.shape[-2:])
+    return F.pad(x, (0, right, 0, bottom), mode="replicate") if bottom or right else x
+
+
 class Block(nn.Module):
     """Pre-norm transformer block on tokens (B, N, width); with `skip`, first merges a long skip
     connection.
@@ -62,17 +68,18 @@ class Block(nn.Module):
 
 
 class UViT(nn.Module):
-    """U-shaped vision transformer (Bao et al., "All are Worth Words", CVPR 2023) on single-pixel
-    patches.
+    """U-shaped vision transformer (Bao et al., "All are Worth Words", CVPR 2023).
 
-    The input maps enter as one token a position, the time as one token more; `depth` blocks down,
-    one in the middle, `depth` up, with long skips by concatenation and a linear layer.
+    The input maps enter as one token for p × p positions, the time as one token more; `depth`
+    blocks down, one in the middle, `depth` up, with long skips by concatenation and a linear layer.
+    Sides that p does not divide are padded with their edge, and cut afterwards.
 
     Args:
         in_channels, out_channels: of the maps.
         size: (H, W) of the maps that the positions are learned for; other sizes interpolate them.
         width: of a token; `depth`: blocks down, and again up; `heads`: of the attention, default
             `width // 64`.
+        patch_size: p; 2 leaves a quarter of the tokens (31×31 positions are 256).
         final_conv: a 3×3 convolution on the output maps, as Bao et al. use.
     """
 
@@ -87,26 +94,29 @@ class UViT(nn.Module):
         width: int | None = None,
         depth: int = 1,
         heads: int | None = None,
+        patch_size: int = 1,
         final_conv: bool = False,
     ) -> None:
         super().__init__()
         self.width = default_width(out_channels) if width is None else width
         heads = max(1, self.width // 64) if heads is None else heads
-        for name, number in (("width", self.width), ("depth", depth), ("heads", heads)):
+        numbers = {"width": self.width, "depth": depth, "heads": heads, "patch_size": patch_size}
+        for name, number in numbers.items():
             check_whole_number(name, number)
         if self.width % (2 * heads):
             raise ValueError(
                 f"UViT has width={self.width}, heads={heads}; expected an even width for every head"
             )
-        self.size = tuple(size)
-        self.embed = nn.Linear(in_channels, self.width)
+        self.patch_size = patch_size
+        self.size = -(-size[0] // patch_size), -(-size[1] // patch_size)  # in patches
+        self.embed = nn.Linear(in_channels * patch_size**2, self.width)
         self.time_position = nn.Parameter(torch.zeros(1, 1, self.width))
         self.position = nn.Parameter(torch.zeros(1, self.width, *self.size))
         self.down = nn.ModuleList(Block(self.width, heads) for _ in range(depth))
         self.middle = Block(self.width, heads)
         self.up = nn.ModuleList(Block(self.width, heads, skip=True) for _ in range(depth))
         self.norm = nn.LayerNorm(self.width)
-        self.out = nn.Linear(self.width, out_channels)
+        self.out = nn.Linear(self.width, out_channels * patch_size**2)
         self.final_conv = (
             nn.Conv2d(out_channels, out_channels, 3, padding=1) if final_conv else None
         )
@@ -123,17 +133,20 @@ class UViT(nn.Module):
         return self.final_conv or self.out
 
     def first(self, x: Tensor) -> Tensor:
-        """The first layer, affine in x (B, C_in, H, W): tokens (B, H·W, width)."""
-        tokens: Tensor = self.embed(rearrange(x, "b c h w -> b (h w) c"))
+        """The first layer, affine in x (B, C_in, H, W): tokens (B, H/p · W/p, width)."""
+        p = self.patch_size
+        x = pad_to_multiple(x, p)
+        patches = rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p)
+        tokens: Tensor = self.embed(patches)
         return tokens
 
     def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
         height, width = x.shape[-2:]
+        p = self.patch_size
+        size = -(-height // p), -(-width // p)
         position: Tensor = self.position
-        if (height, width) != self.size:
-            position = F.interpolate(position.float(), (height, width), mode="bicubic").to(
-                position.dtype
-            )
+        if size != self.size:
+            position = F.interpolate(position.float(), size, mode="bicubic").to(position.dtype)
         tokens = self.first(x) + rearrange(position, "b c h w -> b (h w) c")
         time = (
             rearrange(timestep_embedding(timesteps, self.width), "b c -> b 1 c")
@@ -148,7 +161,8 @@ class UViT(nn.Module):
         for block in self.up:
             tokens = block(tokens, skips.pop())
         maps: Tensor = self.out(self.norm(tokens[:, 1:]))
-        maps = rearrange(maps, "b (h w) c -> b c h w", h=height)
+        maps = rearrange(maps, "b (h w) (c p q) -> b c (h p) (w q)", h=size[0], p=p, q=p)
+        maps = maps[..., :height, :width]
         if self.final_conv is not None:
             maps = self.final_conv(maps)
         return maps
@@ -176,6 +190,7 @@ class UNet(nn.Module):
         *,
         widths: tuple[int, ...] | None = None,
         depth: int = 1,
+        patch_size: int = 1,
     ) -> None:
         super().__init__()
         from diffusers import UNet2DModel  # seconds to import: only when a UNet is built
@@ -185,13 +200,15 @@ class UNet(nn.Module):
             widths = (width, 3 * width // 2, 2 * width)
         if not isinstance(widths, list | tuple) or not widths:
             raise ValueError(f"UNet has widths={widths!r}; expected one width a level, in a tuple")
-        for name, number in (*(("widths", width) for width in widths), ("depth", depth)):
+        numbers = [("depth", depth), ("patch_size", patch_size)]
+        for name, number in [*(("widths", width) for width in widths), *numbers]:
             check_whole_number(name, number)
-        self.multiple = 2 ** (len(widths) - 1)
+        self.patch_size = patch_size
+        self.multiple = patch_size * 2 ** (len(widths) - 1)
         build: Any = UNet2DModel  # untyped, as all of diffusers
         self.unet = build(
-            in_channels=in_channels,
-            out_channels=out_channels,
+            in_channels=in_channels * patch_size**2,
+            out_channels=out_channels * patch_size**2,
             layers_per_block=depth,
             block_out_channels=tuple(widths),
             norm_num_groups=math.gcd(32, *widths),
@@ -210,15 +227,14 @@ class UNet(nn.Module):
 
         Its GroupNorm also refuses one map that has shrunk to a single position.
         """
-        height, width = x.shape[-2:]
-        bottom, right = -height % self.multiple, -width % self.multiple
-        if (height + bottom, width + right) == (self.multiple, self.multiple):
-            right += self.multiple
-        return F.pad(x, (0, right, 0, bottom), mode="replicate") if bottom or right else x
+        x = pad_to_multiple(x, self.multiple)
+        if x.shape[-2:] == (self.multiple, self.multiple):
+            x = F.pad(x, (0, self.multiple, 0, 0), mode="replicate")
+        return x
 
     def first(self, x: Tensor) -> Tensor:
         """The first layer, affine in x (B, C_in, H, W)."""
-        maps: Tensor = self.unet.conv_in(self.pad(x))
+        maps: Tensor = self.unet.conv_in(F.pixel_unshuffle(self.pad(x), self.patch_size))
         return maps
 
     def freeze_time(self, timestep: int) -> None:
@@ -236,7 +252,9 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
         height, width = x.shape[-2:]
-        maps: Tensor = self.unet(self.pad(x), timesteps.expand(x.shape[0])).sample
+        patches = F.pixel_unshuffle(self.pad(x), self.patch_size)
+        maps: Tensor = self.unet(patches, timesteps.expand(x.shape[0])).sample
+        maps = F.pixel_shuffle(maps, self.patch_size)
         return maps[..., :height, :width]
 
 

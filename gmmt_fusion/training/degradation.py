@@ -70,10 +70,10 @@ class Degradation:
         Any range and dtype will do; a degraded image stays within its own range.
         """
         batch, device, drawn_on = len(images[0]), images[0].device, generator.device
-        random = torch.rand(2, batch, generator=generator, device=drawn_on)
-        chance, strength = random.to(device)
+        # who is hit is decided where it is drawn: asking a GPU for it would wait for the host
+        chance, strength = torch.rand(2, batch, generator=generator, device=drawn_on)
         modality, kind = (
-            torch.randint(most, (batch,), generator=generator, device=drawn_on).to(device)
+            torch.randint(most, (batch,), generator=generator, device=drawn_on)
             for most in (len(images), len(self.kinds))
         )
         size = (batch, 1, *images[0].shape[2:])
@@ -84,7 +84,8 @@ class Degradation:
                 hit = (chance < self.probability) & (modality == m) & (kind == k)
                 samples = hit.nonzero()[:, 0]
                 if len(samples):
-                    level = rearrange(0.4 + 0.6 * strength[samples], "b -> b 1 1 1")
+                    level = rearrange(0.4 + 0.6 * strength[samples], "b -> b 1 1 1").to(device)
+                    samples = samples.to(device)
                     degraded = _degrade(image[samples].float(), name, level, grain[samples])
                     results[m][samples] = degraded.to(image.dtype)
         return results

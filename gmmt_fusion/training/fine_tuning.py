@@ -19,10 +19,12 @@ from .datasets import describe_loader
 from .feature_cache import describe_caches, find_caches, network_of_caches, verify_caches
 from .identity import Identity, describe_run
 from .learners import Learner, call_recipe, describe_learner
+from .logging import Images, choose_shown, log_images
 from .placement import put_in_training, start_accelerator
 from .repeatable import Batch, RepeatableLoader
 from .run_state import RunState
 from .settings import FineTuningSettings, check_attached, check_callables
+from .validation import Validate, leave_best, validate_start, validate_weights
 
 if TYPE_CHECKING:  # takes a second to import
     from accelerate import Accelerator
@@ -37,10 +39,12 @@ def fine_tune(
     tracking_loss: TrackingLoss,
     folder: str | os.PathLike[str],
     *,
-    validate: Callable[[Attachment], float] | None = None,
+    validate: Validate | None = None,
+    patience: int | None = None,
+    images: Callable[[Attachment], Images] | None = None,
     save_every: int | None = None,
     keep: int = 3,
-    tensorboard: bool = False,
+    log_with: Any = None,  # of accelerate
     progress: bool = True,
     **settings: Any,  # the fields of FineTuningSettings, which checks them
 ) -> dict[str, float]:
@@ -50,12 +54,16 @@ def fine_tune(
     its last checkpoint; on one process, to the same bits. Started again it must be the same run:
     settings, what the recipe returns, batch size, sampler and length of the data, cache, host,
     adapter, degradation and number of processes are compared. `epochs` may grow, and the schedule
-    is then that of the new number; workers, `validate`, `save_every`, `keep`, `tensorboard` and
-    `progress` may differ; `tracking_loss` and the samples themselves cannot be compared.
+    is then that of the new number; workers, `validate`, `patience`, `images`, `save_every`, `keep`,
+    `log_with` and `progress` may differ; `tracking_loss` and the samples themselves cannot be
+    compared.
+
+    With `validate` the attachment is left with the best weights: those of an epoch, or, with a
+    warning, those of the start where no epoch is better. Without, with the last ones.
 
     One run at a time writes into the folder. It gets `checkpoints/step-*`,
-    `log.jsonl`, the `best` weights where there is a `validate`, and the `final` ones: each of these
-    folders can be given to `attach`.
+    `log.jsonl`, the `best` weights so far where there is a `validate`, and the `final` ones, with
+    which the attachment is left: each of these folders can be given to `attach`.
 
     On several devices the script is the same, started as `accelerate launch --multi_gpu
     --num_processes 2 script.py`, which also starts several processes on CPUs, or with torchrun. On
@@ -69,35 +77,45 @@ def fine_tune(
         tracking_loss: called with the network, which it calls once, and a batch on its device.
             Returns Loss_track, or its terms by name, which are summed and logged. From a cache, the
             network returns what the head returns.
-        validate: called with the attachment in eval mode after every epoch, on the main process;
-            more is better.
+        validate: called with the attachment in eval mode, on the main process; more is better.
+            Before the first step it is called twice, with the host's own fusion and with the
+            start, and then after every epoch.
+        patience: stop after so many epochs in a row that `validate` finds no better.
+        images: called as `validate` after every epoch, for trackers of `log_with` that take images;
+            returns {name: image (H, W, 3), uint8, RGB}, of a validation frame say.
         save_every: steps between checkpoints; there is one after every epoch anyway.
         keep: checkpoints, the last ones.
-        tensorboard: log there too, below the folder.
-        progress: show a bar.
+        log_with: log there too: "tensorboard" (below the folder), "wandb" or another name that
+            accelerate knows, one of its trackers (`accelerate.tracking.GeneralTracker`), or a list.
+        progress: show a bar with the losses and the time left.
         settings: epochs, generative_weight, recipe and whatever else changes the result: see
             `FineTuningSettings`.
 
     Returns:
-        The last step's losses, gradient norm and learning rate, and, with `validate`, `validation`
-        and `best`.
+        The last step's losses, gradient norm and learning rate, and, with `validate`, `base` (of
+        the host's own fusion), `validation`, `best` and `best_step`, 0 for the start.
 
     Raises:
         ValueError, TypeError: something does not fit, or the folder holds another run; named
             before anything is computed.
         OSError: another process trains in the folder, a file in it is damaged, or the disk full.
-        ImportError: `tensorboard=True`, and it is not installed.
+        ImportError: what `log_with` names is not installed.
         FloatingPointError: a loss or gradient is not finite; names step, terms and last checkpoint,
             and writes nothing.
     """
     check_attached(attachment, "train")
-    check_callables(tracking_loss=tracking_loss, validate=validate)
+    check_callables(tracking_loss=tracking_loss, validate=validate, images=images)
     chosen = FineTuningSettings(**settings)
     check_whole_number("keep", keep)
-    if save_every is not None:
-        check_whole_number("save_every", save_every)
+    for name, number in (("save_every", save_every), ("patience", patience)):
+        if number is not None:
+            check_whole_number(name, number)
+    if patience is not None and validate is None:
+        raise ValueError(
+            f"patience={patience} counts epochs that validate finds no better; give it"
+        )
     folder = Path(folder).resolve()  # once: the working directory may change
-    with start_accelerator(chosen.mixed_precision, folder, tensorboard) as accelerator:
+    with start_accelerator(chosen.mixed_precision, folder, log_with) as accelerator:
         batches = RepeatableLoader(
             loader, chosen.seed, accelerator.process_index, accelerator.num_processes
         )
@@ -109,7 +127,7 @@ def fine_tune(
                 loop = _Loop(state, batches, model, tracking_loss, chosen)
                 state.on_main(lambda: verify_caches(find_caches(loader.dataset)))
                 state.resume()
-                return loop.run(validate, save_every, progress)
+                return loop.run(validate, patience, images, save_every, progress)
 
 
 def _show_settings(function: Callable[..., Any]) -> None:
@@ -211,7 +229,9 @@ class _Loop:
 
     def run(
         self,
-        validate: Callable[[Attachment], float] | None,
+        validate: Validate | None,
+        patience: int | None,
+        images: Callable[[Attachment], Images] | None,
         save_every: int | None,
         progress: bool,
     ) -> dict[str, float]:
@@ -220,8 +240,17 @@ class _Loop:
 
         state, per_epoch = self.state, _count_steps(self.batches, self.settings)
         total, first_step = self.settings.epochs * per_epoch, True
-        with tqdm(total=total, initial=state.step, desc="fine-tune", disable=not progress) as bar:
-            while state.step < total:
+        if validate is not None and state.step == 0:
+            validate_start(state, validate)
+
+        def is_stale() -> bool:
+            return patience is not None and state.step - state.best_step >= patience * per_epoch
+
+        bar = tqdm(
+            total=total, initial=state.step, desc="fine-tune", unit="step", disable=not progress
+        )
+        with bar:
+            while state.step < total and not is_stale():
                 epoch, first = divmod(state.step, per_epoch)
                 for group in self._group_batches(epoch, first):
                     values = self.train_step(group)
@@ -231,20 +260,30 @@ class _Loop:
                         first_step = False
                     state.log({"epoch": epoch, **values})
                     bar.update()
-                    bar.set_postfix({k: f"{v:.3g}" for k, v in values.items() if "loss" in k})
+                    bar.set_postfix(choose_shown(state.record))
                     if save_every and state.step % save_every == 0 and state.step % per_epoch:
                         state.save()
                 if validate is not None:
-                    self.validate(validate)
+                    validate_weights(state, validate)
+                if images is not None:
+                    log_images(self.accelerator, self.attachment, images, state.step)
                 state.save()
+        self.finish(validated=validate is not None)
+        return state.record
+
+    def finish(self, *, validated: bool) -> None:
+        """Leave the attachment with the weights to keep, and save them."""
+        state, scores = self.state, {}
         if state.average is not None:
             state.average.copy_to(self.fusion.parameters)
+        if validated:
+            leave_best(state)
+            scores = {"validation": state.best}
         if self.accelerator.is_main_process:
-            self.attachment.save_pretrained(state.folder / "final")
+            state.save_fusion(state.folder / "final", **scores)
         for tracker in self.accelerator.trackers:
             tracker.finish()
         self.accelerator.wait_for_everyone()
-        return state.record
 
     def _group_batches(self, epoch: int, first: int) -> Iterator[list[Batch]]:
         """The batches of each step of an epoch, from step `first` on."""
@@ -271,13 +310,13 @@ class _Loop:
                 maps += self.attachment.fused_maps
         if self.state.step == 0:
             self.attachment.check_gradients()
-        values = self.reduce_to_means(sums)
-        norm = self.settings.max_gradient_norm or math.inf
-        values["gradient_norm"] = float(
-            self.accelerator.clip_grad_norm_(self.fusion.parameters, norm)
-        )
-        if self.accelerator.scaler is None:  # which skips such steps, and lowers its scale
-            self.check_finite(values)
+        most = self.settings.max_gradient_norm or math.inf
+        norm = self.accelerator.clip_grad_norm_(self.fusion.parameters, most)
+        # read at once: a GPU is waited for a single time in a step, and the norm is all processes'
+        values = self.reduce_to_means({**sums, "gradient_norm": norm.float()})
+        # the scaler skips steps whose gradients are not, and lowers its scale
+        scaled = self.accelerator.scaler is not None
+        self.check_finite({k: v for k, v in values.items() if not scaled or k in sums})
         values["learning_rate"] = float(optimizer.param_groups[0]["lr"])
         optimizer.step()
         if self.discriminator is not None:
@@ -313,6 +352,7 @@ class _Loop:
             self.accelerator.backward(loss)
             total += loss.detach()
         values = self.reduce_to_means({"discriminator_loss": total})
+        self.check_finite(values)
         # shared by hand: the wrapped forward knows nothing of this backward
         for parameter in learner.parameters:
             parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
@@ -322,8 +362,7 @@ class _Loop:
     def reduce_to_means(self, values: Mapping[str, Tensor]) -> dict[str, float]:
         """Means over the processes, so that all of them stop where one is not finite."""
         means = self.accelerator.reduce(torch.stack(list(values.values())), "mean").tolist()
-        self.check_finite(named := dict(zip(values, means, strict=True)))
-        return named
+        return dict(zip(values, means, strict=True))
 
     def check_finite(self, values: Mapping[str, float]) -> None:
         """Raise FloatingPointError, which names step, values and checkpoint, unless all are."""
@@ -334,28 +373,3 @@ class _Loop:
                 f"step {self.state.step + 1} is not finite: {named}. Nothing was written; the last "
                 f"good checkpoint is {last}. Look at its batch, or lower the learning rate"
             )
-
-    def validate(self, validate: Callable[[Attachment], float]) -> None:
-        """Log the validation, and keep the best weights; of the moving average where there is one.
-
-        The main process validates, and the others wait.
-        """
-        from accelerate.utils import broadcast_object_list
-
-        state = self.state
-        if state.average is not None:
-            state.average.store(self.fusion.parameters)
-            state.average.copy_to(self.fusion.parameters)
-        self.attachment.network.eval()
-        value = [0.0]
-        if self.accelerator.is_main_process:
-            with torch.no_grad():
-                value = [float(validate(self.attachment))]
-            if value[0] > state.best:
-                self.attachment.save_pretrained(state.folder / "best")
-        value = broadcast_object_list(value)
-        state.best = max(state.best, value[0])
-        if state.average is not None:
-            state.average.restore(self.fusion.parameters)
-        self.attachment.network.train()
-        state.log({"validation": value[0], "best": state.best})

@@ -53,3 +53,20 @@ def describe_degradation(attachment: Attachment) -> str | None:
     if text.startswith("<"):  # of an object that has no repr of its own
         text = f"{type(degradation).__qualname__}({vars(degradation)!r})"
     return re.sub(" at 0x[0-9a-fA-F]+", "", text)
+
+
+def summarise(identity: Identity) -> Identity:
+    """What a reader wants to know of a run: its settings, and the optimiser at the start."""
+    learner = identity["fusion"]
+    group = learner["group 0"]
+    settings = (
+        *("epochs", "batches", "batch_size", "accumulation", "processes", "mixed_precision"),
+        *("generative_weight", "max_gradient_norm", "ema_decay", "seed", "degradation"),
+    )
+    return {
+        "optimizer": learner["optimizer"],
+        "learning_rate": group.get("lr"),
+        "weight_decay": group.get("weight_decay"),
+        "schedule": learner["schedule"]["class"],
+        **{name: identity[name] for name in settings if identity.get(name) is not None},
+    }

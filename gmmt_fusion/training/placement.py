@@ -4,11 +4,12 @@ import contextlib
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..attaching.attachment import Attachment
+from .logging import check_trackers, list_trackers
 
 if TYPE_CHECKING:  # takes a second to import
     from accelerate import Accelerator
@@ -16,33 +17,29 @@ if TYPE_CHECKING:  # takes a second to import
 
 @contextlib.contextmanager
 def start_accelerator(
-    mixed_precision: str | None, folder: Path, tensorboard: bool
+    mixed_precision: str | None, folder: Path, log_with: Any
 ) -> "Iterator[Accelerator]":
     """Devices, processes and precision of this run alone: the next may have another precision."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, is_initialized
-    from accelerate.utils import (
-        DistributedDataParallelKwargs,
-        InitProcessGroupKwargs,
-        is_tensorboard_available,
-    )
+    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-    if tensorboard and not is_tensorboard_available():
-        raise ImportError("tensorboard=True needs tensorboard; pip install tensorboard")
     # a head may leave parameters unused, and a discriminator has a turn of its own
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     # the others wait while the first one validates
     patience = InitProcessGroupKwargs(timeout=timedelta(days=1))
-    users = is_initialized()
+    users, asked = is_initialized(), list_trackers(log_with)
     try:
-        yield Accelerator(
+        accelerator = Accelerator(
             # where there are processes and no device, accelerate would look for one all the same
             cpu=not getattr(torch, "accelerator", torch.cuda).is_available(),
             mixed_precision=mixed_precision,
             kwargs_handlers=[unused, patience],
             project_dir=folder,
-            log_with="tensorboard" if tensorboard else None,
+            log_with=asked or None,
         )
+        check_trackers(asked, accelerator.log_with)
+        yield accelerator
     finally:
         if not users:
             AcceleratorState._reset_state()

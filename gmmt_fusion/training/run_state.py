@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from torch import nn
+
 from ..attaching.attachment import Attachment
 from ..files import (
     differences,
@@ -19,7 +21,7 @@ from ..files import (
 )
 from ..model import checkpoint
 from .checkpoints import Checkpoint, list_checkpoints, read_last, write_checkpoint
-from .identity import Identity
+from .identity import Identity, summarise
 from .learners import Learner
 from .repeatable import get_random_state, set_random_state
 from .states import pack
@@ -44,7 +46,8 @@ class RunState:
     attachment: whose fusion and head are trained. folder: of the run. keep: checkpoints kept.
     identify: what the run is, were it of so many epochs; a checkpoint of another run is refused.
     learners: "fusion" and, of a CGAN, "discriminator". average: the moving average of the fusion's
-    weights, or None. step: steps done. best: validation so far. record: the last values of
+    weights, or None. step: steps done. best: validation so far, and best_step where it was, -1 for
+    none. record: the last values of
     everything that was logged.
     """
 
@@ -58,12 +61,18 @@ class RunState:
     average: "EMAModel | None"
     step: int = 0
     best: float = -math.inf
+    best_step: int = -1
     record: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.identity = self.identify(self.epochs)
         self._log_digest, self._log_bytes = hashlib.sha256(), 0
         self.check_states()
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """Of the fusion and its head."""
+        return self.learners["fusion"].parameters
 
     @property
     def checkpoints(self) -> list[Path]:
@@ -104,7 +113,7 @@ class RunState:
             pack(part.state_dict(), name)
 
     def log(self, values: Mapping[str, float]) -> None:
-        """Write values of this step to the log, and to TensorBoard where it is asked for."""
+        """Write values of this step to the log, and to accelerate's trackers."""
         self.record = {**self.record, "step": self.step, **values}
         self.accelerator.log(dict(values), step=self.step)
         if self.accelerator.is_main_process:
@@ -128,6 +137,7 @@ class RunState:
         about = {
             "step": self.step,
             "best": str(self.best),  # also infinities, for which JSON has no word
+            "best_step": self.best_step,
             "record": _without_nan(self.record),
             "run": self.identity,
             "log": {"bytes": self._log_bytes, "sha256": self._log_digest.hexdigest()},
@@ -137,11 +147,25 @@ class RunState:
         def write() -> None:
             path = self.folder / "checkpoints" / f"step-{self.step:08d}"
             parts = {name: part.state_dict() for name, part in self._parts().items()}
-            write_checkpoint(path, self.attachment.save_pretrained, about, parts)
+            write_checkpoint(path, self.save_fusion, about, parts)
             for old in self.checkpoints[: -self.keep]:
                 remove_folder_atomically(old)
 
         self.on_main(write)
+
+    def save_fusion(self, folder: Path, **scores: float) -> None:
+        """`save_pretrained`, with what is known of this run by now.
+
+        scores: of these weights, where they are not logged yet.
+        """
+        losses = {key: value for key, value in self.record.items() if key.endswith("loss")}
+        logged = {key: self.record[key] for key in ("validation", "best") if key in self.record}
+        about: dict[str, Any] = {
+            "training": {"steps": self.step, **summarise(self.identity), **losses},
+            "scores": {**logged, **scores},
+        }
+        self.attachment.fusion.about = {**self.attachment.fusion.about, **about}
+        self.attachment.save_pretrained(folder)
 
     def resume(self) -> None:
         """Load the last checkpoint, if there is one, and drop what the log has after it.
@@ -150,7 +174,7 @@ class RunState:
             ValueError: it is of another run. OSError: it, or the log, is damaged.
         """
         self.on_main(lambda: (self.folder / "checkpoints").mkdir(exist_ok=True))
-        self.accelerator.init_trackers("tensorboard")
+        self.accelerator.init_trackers("gmmt-fusion", summarise(self.identity))
         about: Mapping[str, Any] = {"log": {"bytes": 0}}
         if self.checkpoints:
             path, saved = read_last(self.folder / "checkpoints", self.accelerator.device)
@@ -198,6 +222,7 @@ class RunState:
             ):
                 group.update(changed)
         self.step, self.best = saved.about["step"], float(saved.about["best"])
+        self.best_step = saved.about["best_step"]
         record = saved.about["record"]
         self.record = {name: math.nan if x is None else x for name, x in record.items()}
         random_state = saved.about["random_states"][self.accelerator.process_index]

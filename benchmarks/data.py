@@ -1,0 +1,266 @@
+"""How much data a generative fusion needs, what a degradation brings, and what a lost sensor costs.
+
+    python benchmarks/data.py                                        # everything: hours
+    python benchmarks/data.py --sequences 12 --rows DM RAW head      # a part of it
+    python benchmarks/data.py --report                               # of what is finished
+
+Fine-tunings of the embedded tracker on few sequences, of equal budget, and with the budget chosen
+on validation sequences, the start included. Judged by the success of held-out pairs of template and
+search image in three settings: degraded as in training, 1.5 times as severely, and with one
+modality of the search image missing. Every seed draws its own training sequences. A run that is
+finished is not run again. Writes --out/data.{md,json} of all finished runs of these arguments.
+"""
+
+import argparse
+import hashlib
+import json
+import statistics
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ablation_tables import interval, with_interval
+from data_training import BATCH, EPOCHS, STEPS, Row, build, prepare, score, train, write_features
+from measuring import machine, now
+from torch import Tensor
+from tqdm import tqdm
+
+from gmmt_fusion import Attachment
+from gmmt_fusion.files import write_atomically
+from gmmt_fusion.training import CachedFeatures, Degradation
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+from embedded.sequences import TEST_SEEDS, VALIDATION_SEEDS
+
+RAW = {"method": "raw"}
+KEPT: dict[str, Any] = {"frozen_residual": True, "head_rate": 0.0}
+"""The path that starts as the host's fusion and the head stay as they are; chosen on validation."""
+ROWS = {
+    "DM": Row("DM", **KEPT),
+    "DM-all": Row("DM, path and head trained"),
+    "RAW": Row("RAW", RAW, **KEPT),
+    "head": Row("head retrained alone", RAW, 0.0, "head"),
+    "none": Row("UNet, no generative loss", RAW, 0.0, **KEPT),
+    "convolutions": Row("plain convolutions, the UNet's size", RAW, 0.0, "convolution", **KEPT),
+}
+SETTINGS = ("as in training", "1.5 times as severe", "one modality missing")
+SPLITS = {"validation": (VALIDATION_SEEDS, 90), "test": (TEST_SEEDS, 250)}
+BUDGETS = {"end": f"after {STEPS} steps", "best": "budget chosen on validation"}
+SIZES = (12, 40, 120, 600)
+
+
+def held_out(split: str, work: Path) -> list[Path]:
+    """Cached pairs of each setting; their sequences are not those of the other tables' pairs."""
+    seeds, pairs = SPLITS[split]
+    missing = Degradation(1.0, ("missing",))
+    kinds = ((1.0, None), (1.5, None), (1.0, missing))
+    folders = [work / "features" / f"{split}-{number}" for number in range(len(kinds))]
+    for number, (folder, (severity, degradation)) in enumerate(zip(folders, kinds, strict=True)):
+        first = (5000, 7000, 9000)[number]
+        part = seeds[first : first + 1000]
+        write_features(folder, part, pairs, pairs, 0, degradation, severity=severity, frames=2)
+    return folders
+
+
+def find(row: Row, sequences: int, seed: int, work: Path) -> Path:
+    """The file of a run's result, there or not."""
+    settings = {
+        "row": asdict(row) | {"label": None},
+        "sequences": sequences,
+        "budget": [STEPS, EPOCHS, BATCH],
+        "pairs": {split: pairs for split, (_, pairs) in SPLITS.items()},
+    }
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+    return work / "results" / f"{digest}-seed{seed}.json"
+
+
+def measure(row: Row, sequences: int, seed: int, work: Path) -> None:
+    """One run, and its result."""
+    path = find(row, sequences, seed, work)
+    started, folder = time.process_time(), work / "runs" / path.stem
+    validation, test = held_out("validation", work), held_out("test", work)
+    base = work / "results" / "base.json"
+    if not base.is_file():
+        features = prepare(row, seed, sequences, folder)[1]
+        handle = build(ROWS["head"], 0, CachedFeatures(features))  # its output is the host's own
+        save(base, {"test": [score(handle, one)[1] for one in test]})
+    handle = train(row, seed, sequences, folder, validation)
+    result: dict[str, Any] = {"seed": seed, "curve": read_curve(folder / "training")}
+    result["best"] = result["end"] = [score(handle, one)[1] for one in test]
+    if max(result["curve"], key=result["curve"].get) != str(STEPS):
+        handle.fusion.load_state_dict(torch.load(folder / "end.pt", weights_only=True))
+        result["end"] = [score(handle, one)[1] for one in test]
+    if row.label == "DM" and seed == 0:
+        result["interpolation"] = interpolate(handle, row, seed, sequences, folder, validation)
+    save(path, result | {"seconds": time.process_time() - started, **now()})
+
+
+def interpolate(
+    handle: Attachment, row: Row, seed: int, sequences: int, folder: Path, validation: list[Path]
+) -> dict[str, float]:
+    """Validation of weights between the start and the end of training (Wortsman et al. 2022)."""
+    _, calibration = prepare(row, seed, sequences, folder)
+    start: dict[str, Tensor] = build(row, seed, CachedFeatures(calibration)).fusion.state_dict()
+    end = torch.load(folder / "end.pt", weights_only=True)
+    found = {}
+    for part in (0.25, 0.5, 0.75):
+        handle.fusion.load_state_dict(
+            {
+                name: torch.lerp(start[name], tensor, part)
+                if tensor.is_floating_point()
+                else tensor
+                for name, tensor in end.items()
+            }
+        )
+        found[f"{part:g}"] = sum(score(handle, one)[0] for one in validation) / len(validation)
+    return found
+
+
+def read_curve(folder: Path) -> dict[str, float]:
+    """Validation by step; the mean over the settings."""
+    lines = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+    return {str(line["step"]): line["validation"] / 3 for line in lines if "validation" in line}
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(content)))
+
+
+def gains(one: list[dict[str, Any]], other: list[dict[str, Any]], budget: str) -> dict[str, Any]:
+    """Paired differences of two rows with the same seeds, percent, by setting.
+
+    "degraded" is of the first two settings together.
+    """
+
+    def stack(results: list[dict[str, Any]], number: int) -> np.ndarray:
+        return np.array([list(result[budget][number].values()) for result in results])
+
+    parts = [stack(one, i) - stack(other, i) for i in range(len(SETTINGS))]
+    together = {"degraded": np.concatenate(parts[:2], 1), "missing": parts[2]}
+    return {name: interval(values) for name, values in together.items()}
+
+
+def summarise(runs: dict[str, list[dict[str, Any]]], base: dict[str, Any]) -> list[dict[str, Any]]:
+    """One entry for each row and budget, with what it has over the base and DM over it."""
+    entries = []
+    for label, results in runs.items():
+        hosts = [{budget: base["test"] for budget in BUDGETS}] * len(results)
+        for budget in BUDGETS:
+            means = [
+                statistics.fmean(value for r in results for value in r[budget][i].values())
+                for i in range(len(SETTINGS))
+            ]
+            entry: dict[str, Any] = {
+                "row": label,
+                "budget": budget,
+                "seeds": len(results),
+                "SR": means,
+                "over_base": gains(results, hosts, budget),
+            }
+            shared = {r["seed"]: r for r in runs.get("DM", [])}
+            if label != "DM" and all(r["seed"] in shared for r in results):
+                pairs = [shared[r["seed"]] for r in results]
+                entry["DM_over"] = gains(pairs, results, budget)
+            if budget == "best":
+                steps = [max(r["curve"], key=lambda step: r["curve"][step]) for r in results]
+                entry["steps"] = sorted(map(int, steps))
+            entries.append(entry)
+    return entries
+
+
+def markdown(entries: list[dict[str, Any]], base: dict[str, Any], title: str) -> str:
+    """A table for each budget."""
+    own = [statistics.fmean(part.values()) for part in base["test"]]
+    lines = []
+    for budget, name in BUDGETS.items():
+        lines += [
+            f"| {title}, {name} | seeds | SR | degraded, over base | missing, over base "
+            "| degraded, DM over it | missing, DM over it |",
+            "|---|---|---|---|---|---|---|",
+            f"| base | | {' / '.join(f'{value:.1f}' for value in own)} | | | | |",
+        ]
+        for e in entries:
+            if e["budget"] == budget:
+                parts = [e["over_base"], e.get("DM_over")]
+                cells = [
+                    with_interval(part[kind]) if part else ""
+                    for part in parts
+                    for kind in ("degraded", "missing")
+                ]
+                means = " / ".join(f"{value:.1f}" for value in e["SR"])
+                lines.append(f"| {e['row']} | {e['seeds']} | {means} | {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def report(options: argparse.Namespace, done: dict[tuple[int, str], dict[str, list[Any]]]) -> str:
+    """Write what is finished; returns the text."""
+    base_file = options.work / "results" / "base.json"
+    if not base_file.is_file():
+        sys.exit("nothing is finished yet")
+    base, text, tables, seconds = json.loads(base_file.read_text()), "", [], 0.0
+    for (sequences, kind), runs in done.items():
+        entries = summarise(runs, base)
+        seconds += sum(r["seconds"] for results in runs.values() for r in results)
+        text += markdown(entries, base, f"{sequences} sequences, {kind} Degradation") + "\n"
+        tables.append({"sequences": sequences, "degradation": kind, "rows": entries})
+        if "DM" in runs:
+            tables[-1]["validation of DM"] = [r["curve"] for r in runs["DM"]]
+            tables[-1]["interpolation"] = runs["DM"][0].get("interpolation")
+    text += (
+        f"SR of pairs, percent: {' / '.join(SETTINGS)}; {SPLITS['test'][1]} pairs each; "
+        f"{STEPS} steps of {BATCH}, [ ] 95 % bootstrap interval of the paired difference over "
+        f"seeds and sequences.\n\n`python {' '.join(sys.argv)}`, {seconds / 60:.0f} minutes of one "
+        f"core, {machine(torch.device('cpu'))['processor']}, {now()['date']}\n"
+    )
+    options.out.mkdir(parents=True, exist_ok=True)
+    write_atomically(options.out / "data.md", lambda path: path.write_text(text))
+    content = json.dumps({**machine(torch.device("cpu")), **now(), "tables": tables}, indent=1)
+    short = json.loads(content, parse_float=lambda number: round(float(number), 3))
+    write_atomically(
+        options.out / "data.json", lambda path: path.write_text(json.dumps(short, indent=1) + "\n")
+    )
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sequences", type=int, nargs="+", default=SIZES)
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--degradation", nargs="+", choices=("with", "without"), default=["with"])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--report", action="store_true", help="run nothing")
+    parser.add_argument("--work", type=Path, default=Path("runs/data"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    jobs = [
+        (sequences, kind, seed, row)
+        for seed in range(options.seeds)
+        for sequences in options.sequences
+        for kind in options.degradation
+        for row in options.rows
+    ]
+    done: dict[tuple[int, str], dict[str, list[Any]]] = {}
+    for sequences, kind, seed, name in tqdm(jobs, unit="run", disable=options.report):
+        row = ROWS[name]
+        if kind == "without":
+            row = Row(**vars(row) | {"probability": 0.0})
+        path = find(row, sequences, seed, options.work)
+        if not options.report and not path.is_file():
+            measure(row, sequences, seed, options.work)
+        if path.is_file():
+            result = json.loads(path.read_text())
+            done.setdefault((sequences, kind), {}).setdefault(row.label, []).append(result)
+    print(report(options, done))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""One fine-tuning of benchmarks/data.py: from few sequences, with a budget chosen on validation."""
+
+import hashlib
+import sys
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from ablation_scoring import overlaps, success
+from ablation_training import CHANNELS, Convolutions, Frozen, Silent, tracking_loss
+from einops import rearrange
+from torch import nn
+from torch.utils.data import DataLoader, RandomSampler
+
+from gmmt_fusion import Attachment, GenerativeFusion, attach
+from gmmt_fusion.adapters import ModuleAdapter
+from gmmt_fusion.files import write_atomically
+from gmmt_fusion.training import CachedFeatures, Degradation, cache_features, fine_tune, recipes
+from gmmt_fusion.training.degradation import KINDS
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+from embedded.sequences import TRAIN_SEEDS
+from embedded.siamese import SEARCH_MAP, load_tracker
+from embedded.training import PairDataset
+
+ADAPTER = ModuleAdapter("fusion", "head", size=SEARCH_MAP)
+SMALL_UNET = {"network": "unet", "network_config": {"widths": (16, 24, 32)}}  # 0.26 M parameters
+WIDTH = 136  # of the plain convolutions, 0.25 M
+STEPS, EPOCHS, BATCH = 96, 2, 8
+MIX = (*KINDS, "missing", "missing", "missing")  # half of the degraded samples lack a modality
+PAIRS, MOST = 16, 384  # cached a sequence, and in all: half of what the budget sees
+
+
+@dataclass(frozen=True)
+class Row:
+    """A kind of fine-tuning.
+
+    fusion: arguments of GenerativeFusion. weight: λ. control: "head" trains the new head alone, on
+    the host's fusion; "convolution" a network of plain ones. probability: of `Degradation`, whose
+    target is the sample's own fused map before it. kinds: of it. rate, head_rate:
+    of AdamW, for the network and for the head; 0 leaves the head as it is. frozen_residual: the
+    path that starts as the host's fusion stays as it is. crops: pairs a sequence, times 16.
+    """
+
+    label: str
+    fusion: dict[str, Any] = field(default_factory=dict)
+    weight: float = 5.0
+    control: str | None = None
+    probability: float = 0.6
+    kinds: tuple[str, ...] = MIX
+    rate: float = 1e-3
+    head_rate: float = 4e-4
+    weight_decay: float = 1e-4
+    frozen_residual: bool = False
+    dropout: float = 0.0
+    crops: int = 1
+    ema: float | None = 0.95
+
+
+def build(row: Row, seed: int, calibration: CachedFeatures) -> Attachment:
+    """The embedded tracker with the row's fusion, calibrated: its output is the host's own."""
+    torch.manual_seed(seed)
+    fusion = GenerativeFusion(
+        CHANNELS, size=SEARCH_MAP, residual="conv3x3", **SMALL_UNET | row.fusion
+    ).manual_seed(seed)
+    if row.control:
+        fusion.network = Convolutions(WIDTH) if row.control == "convolution" else Silent()
+    for module in fusion.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = row.dropout
+    handle = attach(load_tracker(), fusion, ADAPTER)
+    batch = next(iter(DataLoader(calibration, len(calibration))))
+    maps = [batch[f"feature_{i}"].float() for i in range(2)]
+    fusion.calibrate([(maps, batch["fused"].float())])
+    if row.control == "head" or row.frozen_residual:
+        fusion.residual = Frozen(fusion.residual)
+    return handle
+
+
+def train(row: Row, seed: int, sequences: int, work: Path, validation: list[Path]) -> Attachment:
+    """Fine-tuned in `work / "training"`, and left with the best weights; the last are `end.pt`."""
+    features, calibration = (
+        CachedFeatures(folder) for folder in prepare(row, seed, sequences, work)
+    )
+    handle = build(row, seed, calibration)
+    head = {id(p) for p in handle.head.parameters()}
+
+    def recipe(parameters: list[nn.Parameter], epochs: int, steps: int) -> Any:
+        """The head is trained already, and learns more slowly than the network, which is not."""
+        groups = [
+            {"params": [p for p in parameters if (id(p) in head) is is_head], "lr": rate}
+            for is_head, rate in ((False, row.rate), (True, row.head_rate))
+        ]
+        kept = [g | {"weight_decay": row.weight_decay} for g in groups if g["params"] and g["lr"]]
+        return recipes.adamw_optimizer(kept[row.control == "head" :], epochs, steps)
+
+    # an epoch of few samples sees them several times
+    sampler = RandomSampler(features, num_samples=STEPS * BATCH // EPOCHS)
+    loader = DataLoader(features, BATCH, sampler=sampler)
+    torch.manual_seed(seed)
+
+    def validate(handle: Attachment) -> float:
+        state = handle.fusion.state_dict()
+        write_atomically(work / "end.pt", lambda path: torch.save(state, path))
+        return sum(score(handle, folder)[0] for folder in validation)
+
+    fine_tune(
+        handle,
+        loader,
+        tracking_loss,
+        work / "training",
+        validate=validate,
+        epochs=EPOCHS,
+        generative_weight=row.weight,
+        recipe=recipe,
+        ema_decay=row.ema,
+        seed=seed,
+        progress=False,
+        keep=1,
+    )
+    return handle
+
+
+@torch.no_grad()
+def score(handle: Attachment, folder: Path) -> tuple[float, dict[int, float]]:
+    """The mean success of cached pairs, percent, and that of each of their sequences.
+
+    The box of a pair is that of the highest score.
+    """
+    features = CachedFeatures(folder)
+    network, training = features.network(handle), handle.network.training
+    handle.network.eval()
+    successes: dict[int, list[float]] = defaultdict(list)
+    for batch in DataLoader(features, 32):
+        cls, loc = network(batch)
+        best = rearrange(cls[:, 1] - cls[:, 0], "b h w -> b (h w)").argmax(1)
+        found, truth = (
+            rearrange(x.float(), "b c h w -> b (h w) c")[torch.arange(len(best)), best]
+            for x in (loc, batch["label_loc"])
+        )
+        for sequence, value in zip(
+            batch["sequence"].tolist(), success(overlaps(found, truth)).tolist(), strict=True
+        ):
+            successes[sequence].append(value)
+    handle.network.train(training)
+    means = {sequence: sum(of) / len(of) for sequence, of in sorted(successes.items())}
+    return sum(means.values()) / len(means), means
+
+
+def prepare(row: Row, seed: int, sequences: int, work: Path) -> tuple[Path, Path]:
+    """Folders of the cached maps that a row trains on, and of those that calibrate it.
+
+    Every seed draws other sequences.
+    """
+    root = work.parent.parent / "features"
+    pairs = min(MOST, PAIRS * row.crops * sequences)
+    name = f"{sequences}-draw{seed}"
+    degradation = Degradation(row.probability, row.kinds) if row.probability else None
+    digest = hashlib.sha256(repr(degradation).encode()).hexdigest()[:8]
+    what = f"{row.probability:g}-{digest}" if degradation else "clean"
+    train = root / f"train-{name}-{pairs}-{what}"
+    write_features(train, TRAIN_SEEDS, sequences, pairs, seed, degradation, negatives=0.08)
+    calibration = root / f"calibration-{name}"
+    write_features(calibration, TRAIN_SEEDS, min(sequences, 12), 96, seed)
+    return train, calibration
+
+
+def write_features(
+    folder: Path,
+    seeds: range,
+    sequences: int,
+    pairs: int,
+    seed: int,
+    degradation: Degradation | None = None,
+    **scenes: Any,
+) -> None:
+    """Cache the frozen tracker's maps of pairs, unless that is done: rendering takes a while."""
+    if (folder / "complete").is_file():
+        return
+    options: dict[str, Any] = {"negatives": 0.0} | scenes
+    dataset = PairDataset(seeds, sequences, length=pairs, seed=1000 + seed, **options)
+    handle = attach(
+        load_tracker(), GenerativeFusion(CHANNELS, size=SEARCH_MAP, residual="conv3x3"), ADAPTER
+    )
+    handle.degradation = degradation
+    cache_features(
+        handle,
+        DataLoader(dataset, 16),
+        folder,
+        targets=lambda batch: {
+            name: batch[name] for name in ("label_cls", "label_loc", "sequence")
+        },
+        forward=lambda network, batch: network(batch),
+        dtype="float16",
+        progress=False,
+    )
+    (folder / "complete").touch()

@@ -1,0 +1,211 @@
+"""`python -m gmmt_fusion run` over a tiny repository of OSTrack's shape."""
+
+import importlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fake_checkout import AUTHORS, write_checkout
+
+from gmmt_fusion import GenerativeFusion, attach
+from gmmt_fusion.cli import main
+
+cv2 = pytest.importorskip("cv2")
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The repository, with frames, weights and a fusion beside it; the current folder."""
+    folder = write_checkout(tmp_path / "Tiny")
+    data = tmp_path / "LasHeR" / "testingset"
+    data.mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 255, (2, 32, 32, 3), dtype=np.uint8)
+    for number, image in enumerate(pixels):
+        cv2.imwrite(str(data / f"{number:06d}.jpg"), image)
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(folder))
+    forget_host()
+    network = importlib.import_module("lib.models.tiny").build()
+    (folder / "models").mkdir()
+    torch.save({"net": network.state_dict()}, folder / "models" / "tiny.pth")
+    handle = attach(network, GenerativeFusion.preset("small", 8, 8))
+    handle.save_pretrained(tmp_path / "fusion")
+    forget_host()
+    return folder
+
+
+def forget_host() -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "lib"]:
+        del sys.modules[name]
+
+
+def files(folder: Path) -> set[str]:
+    return {
+        str(p.relative_to(folder))
+        for p in folder.rglob("*")
+        if p.is_file() and "__pycache__" not in p.parts
+    }
+
+
+def train(*more: str, script: str = "lib/train/run_training.py") -> list[str]:
+    options = ["--train", "../trained", "--weights", "models/tiny.pth"]
+    folders = ["--set", "lasher_dir=../LasHeR/testingset"]
+    arguments = ["../host"] if "tracking" in script else ["--save_dir", "../host"]
+    return ["run", *options, *folders, *more, script, *arguments]
+
+
+HERE = f"{AUTHORS}/LasHeR=../LasHeR"
+
+
+def test_a_test_script_gets_the_fusion(checkout: Path, tmp_path: Path, capfd: Any) -> None:
+    before = files(checkout)
+    load, cuda, path = torch.load, torch.Tensor.cuda, [*sys.path]
+    script = ["--path", HERE, "workspace/test.py"]
+    assert main(["run", "--fusion", "../fusion", *script]) == 0
+    out = capfd.readouterr().out
+    assert "one TinyTrack True (1, 4)" in out
+    assert out.count("gmmt_fusion:") == 1 and "TinyTrack by TBSIAdapter" in out
+    assert main(["run", *script]) == 0
+    assert "one TinyTrack False (1, 4)" in capfd.readouterr().out
+    assert (torch.load, torch.Tensor.cuda, sys.path) == (load, cuda, path)
+    assert files(checkout) == before and "GMMT_FUSION_JOB" not in os.environ
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "gmmt_fusion", *arguments],
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+
+
+def test_processes_that_spawn_starts(checkout: Path) -> None:
+    done = command(
+        "run", "--fusion", "../fusion", "--path", HERE, "workspace/test.py", "parallel"
+    )()
+    assert done.returncode == 0, done.stderr
+    assert "one TinyTrack True (1, 4)" in done.stdout and done.stdout.count("gmmt_fusion:") == 1
+
+
+def test_processes_that_a_command_starts(checkout: Path, tmp_path: Path) -> None:
+    done = command(*train("--calibrate", "1", script="tracking/train.py"))
+    assert done.returncode == 0, done.stderr
+    assert "attached a new fusion" in done.stdout and "saved the fusion of epoch 2" in done.stdout
+    assert "calibrated on 1 batches" in done.stdout
+    assert files(tmp_path / "trained") == {"config.json", "model.safetensors"}
+    failing = command(*train("--set", "TRAIN.BATCH_SIZE=0", script="tracking/train.py"))
+    assert failing.returncode != 0
+    assert "batch_size" in failing.stderr and "has failed" in failing.stderr
+
+
+def test_train_and_resume(checkout: Path, tmp_path: Path, capfd: Any) -> None:
+    before = files(checkout)
+    assert main(train("--method", "cgan", "--generative-weight", "2", "--recipe", "adamw")) == 0
+    out = capfd.readouterr().out
+    assert "epoch 2 ['Loss/generative', 'Loss/total'] 4" in out, out
+    first = GenerativeFusion.from_pretrained(tmp_path / "trained")
+    assert first.config.method == "cgan" and first.config.size == (8, 8)
+    assert main(train("--method", "cgan", "--set", "TRAIN.EPOCH=3")) == 0
+    out = capfd.readouterr().out
+    assert "epoch 3" in out and "epoch 2 [" not in out  # and the averages go on
+    assert "['Loss/generative', 'Loss/total'] 6" in out
+    second = GenerativeFusion.from_pretrained(tmp_path / "trained")
+    changed = [
+        not torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True)
+    ]
+    assert any(changed) and files(checkout) == before
+    # its checkpoint is the host's, too
+    saved = tmp_path / "host" / "TinyTrack_ep0003.pth.tar"
+    os.replace(saved, checkout / "models" / "tiny.pth")
+    run = ["run", "--fusion", "../trained", "--path", HERE, "workspace/test.py"]
+    assert main(run) == 0 and "cgan" in capfd.readouterr().out
+
+
+def test_another_fusion_is_not_written_over(checkout: Path, capfd: Any) -> None:
+    arguments = train("--set", "TRAIN.EPOCH=1")
+    assert main(arguments) == 0
+    assert main([*arguments[:-1], "../elsewhere"]) != 0
+    assert "trained holds a fusion already" in capfd.readouterr().err
+
+
+def test_blocks_steps_and_presets(checkout: Path, tmp_path: Path) -> None:
+    assert main(train("--blocks", "2", "--steps", "3", "--set", "TRAIN.EPOCH=1")) == 0
+    config = GenerativeFusion.from_pretrained(tmp_path / "trained").config
+    assert config.network_config["depth"] == 2 and config.steps == 3
+
+
+REFUSED = {
+    "weights": (["--weights", "models/none.pth"], r"models/none.pth is missing"),
+    "not its own": (["--weights", "other.pth"], r"other.pth are not those of this TinyTrack"),
+    "folder": (["--set", "lasher_dir=../nowhere"], r"drew 50 samples in vain.*nowhere"),
+    "setting": (["--set", "TRAIN.EPOCHS=3"], r"TRAIN.EPOCHS: .* no such entry"),
+    "name": (["--set", "lasher_dri=x"], r""),
+    "blocks": (["--preset", "small-unet", "--blocks", "4"], r"multiple of 3"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_errors_are_not_swallowed(checkout: Path, capfd: Any, name: str) -> None:
+    options, message = REFUSED[name]
+    torch.save({"net": torch.nn.Linear(2, 2).state_dict()}, "other.pth")
+    code = main(train(*options))
+    captured = capfd.readouterr()
+    if name != "name":  # a folder that nobody asked for
+        assert code != 0 and "Finished training!" not in captured.out
+    lines = captured.err.replace("\n", " ")
+    assert re.search(message, lines), captured.err
+
+
+def test_a_training_needs_pretrained_weights(checkout: Path, capfd: Any) -> None:
+    arguments = train()
+    at = arguments.index("--weights")
+    assert main([*arguments[:at], *arguments[at + 2 :]]) != 0
+    assert "give its checkpoint: --weights FILE" in capfd.readouterr().err
+
+
+def test_a_script_that_is_not_recognised(checkout: Path, capfd: Any) -> None:
+    Path("nothing.py").write_text("print('ran')\n")
+    assert main(["run", "nothing.py"]) == 0
+    assert main(["run", "--fusion", "../fusion", "nothing.py"]) != 0
+    captured = capfd.readouterr()
+    assert captured.out.count("ran") == 2 and "no fusion was attached" in captured.err
+    Path("other.py").write_text(
+        "from torch import nn\nnet = nn.Linear(1, 1)\nnet.load_state_dict(net.state_dict())\n"
+    )
+    assert main(["run", "--fusion", "../fusion", "other.py"]) != 0
+    assert "TBSIAdapter on Linear: no submodule" in capfd.readouterr().err
+    Path("loop.py").write_text(
+        "import torch\nnet = torch.nn.Linear(1, 1)\n"
+        "optimizer = torch.optim.SGD(net.parameters(), lr=0.1)\noptimizer.step()\nprint('on')\n"
+    )
+    assert main(["run", "--train", "../trained", "loop.py"]) != 0
+    captured = capfd.readouterr()
+    assert "no fusion is attached" in captured.err and "on\n" not in captured.out
+
+
+def test_an_error_that_the_script_prints_and_forgets(checkout: Path, capfd: Any) -> None:
+    assert main(["run", "tracking/evaluate.py"]) != 0
+    captured = capfd.readouterr()
+    assert "Done" in captured.out and "car: RuntimeError: no such box" in captured.err
+
+
+def test_exit_codes_and_bad_options(checkout: Path, capfd: Any) -> None:
+    Path("exits.py").write_text("import sys\nsys.exit(int(sys.argv[1]))\n")
+    assert [main(["run", "exits.py", code]) for code in ("0", "7")] == [0, 7]
+    assert main(["run", "none.py"]) == 2
+    assert main(["run", "--weights", "x", "exits.py", "0"]) == 2
+    assert main(["run", "--set", "TRAIN.EPOCH=1", "exits.py", "0"]) == 2
+    err = capfd.readouterr().err
+    for text in (
+        "none.py is missing",
+        "--weights goes with --train",
+        "asked for --set TRAIN.EPOCH",
+    ):
+        assert text in err
