@@ -17,7 +17,7 @@ from gmmt_fusion.attaching.probing import BOX, Probe, seeded, texture
 from gmmt_fusion.attaching.readings import MARGIN, Part, is_map, ownership
 from gmmt_fusion.attaching.recognition import recognise
 from gmmt_fusion.attaching.searching import Head, Search
-from gmmt_fusion.attaching.streams import StreamSearch
+from gmmt_fusion.attaching.streams import Streams, StreamSearch
 from gmmt_fusion.model.fusion import GenerativeFusion
 
 from .auto import ADAPTERS
@@ -27,11 +27,12 @@ from .proposals import (
     check,
     fusion_code,
     propose_concat,
+    propose_encoder,
     propose_module,
     propose_streams,
 )
 
-CONCAT_MARGIN = 4.0
+CONCAT_MARGIN, LATE = 4.0, 0.5
 
 
 @dataclass
@@ -41,6 +42,7 @@ class FoundFusion:
     Attributes:
         host: the network's class. head: what is known of its head, in words.
         proposals: each with `lines`, `adapter`, `fusion`, `sure` and `evidence`.
+        also: of a tracker that `attach` knows, what the search sees by itself, unchecked.
         refused: what else was thought of, and why it is not.
         seen: rows of what the frame has shown, for where nothing is proposed.
         seconds: that it took.
@@ -49,6 +51,7 @@ class FoundFusion:
     host: str
     head: str
     proposals: list[Proposal] = field(default_factory=list)
+    also: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     seen: list[str] = field(default_factory=list)
     seconds: float = 0.0
@@ -79,6 +82,8 @@ class FoundFusion:
             text += ["", f"{number}. {proposal.what} [{proposal.sure}]"]
             text += [f"   - {line}" for line in proposal.evidence]
             text += ["", *(f"    {line}".rstrip() for line in proposal.lines.splitlines())]
+        if self.also:
+            text += ["", "the search by itself, not checked:", *(f"- {line}" for line in self.also)]
         if not self.proposals:
             text += ["", "nothing was found. What the frame has shown:", *self.seen]
         if self.refused:
@@ -149,6 +154,10 @@ def _find(probe: Probe) -> FoundFusion:
             proposal = make()
             if proposal is None:
                 continue
+            if found.proposals:  # attach finds it by itself
+                code = " ".join(proposal.adapter_code.split())
+                found.also = [f"{proposal.what} [{proposal.sure}]", *proposal.evidence, code]
+                break
             proposal.evidence += check(proposal, search, head)
             found.proposals.append(proposal)
         except Refused as error:
@@ -169,10 +178,13 @@ def _proposals(
         (lambda: search.find_module(head), propose_module)
     ]
     if streams is not None:
+        last = functools.cache(streams.find_last)
         ways += [
             (streams.find_sum, propose_streams),
             (lambda: _concatenation(search, head), propose_concat),
-            (streams.find_last, propose_streams),
+            (lambda: _late(last()), propose_streams),
+            (lambda: search.find_encoder(head), propose_encoder),
+            (lambda: last() if _late(last()) is None else None, propose_streams),
         ]
     for find, propose in ways:
         found = find()
@@ -184,6 +196,11 @@ def _proposals(
             f"the head takes {len(head.fused)} maps that change with the images; where they are "
             "levels, write an Adapter as siamban.SiamBANAdapter, which concatenates them",
         )
+
+
+def _late(found: Streams | None) -> Streams | None:
+    """Streams that are tapped late enough to be preferred to an encoder's."""
+    return found if found is not None and found.at >= LATE else None
 
 
 def _refuse(why: str) -> Proposal:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gmmt_fusion.attaching.adapter import Adapter
 from gmmt_fusion.attaching.attachment import Attachment
 from gmmt_fusion.attaching.probing import Probe
-from gmmt_fusion.attaching.readings import best_order, is_map
+from gmmt_fusion.attaching.readings import Part, best_order, is_map
 from gmmt_fusion.attaching.recording import Call, Key, difference
 from gmmt_fusion.attaching.searching import WEAK, Head, ModuleFusion, Search
 from gmmt_fusion.attaching.streams import Streams, View
@@ -76,7 +76,7 @@ class Proposal:
         return fusion
 
 
-_ADAPTERS = ("ConcatAdapter", "ModuleAdapter", "Tap", "TapAdapter")
+_ADAPTERS = ("ConcatAdapter", "EncoderAdapter", "ModuleAdapter", "Tap", "TapAdapter")
 
 
 # --- what to write ------------------------------------------------------------------------------
@@ -179,11 +179,28 @@ def propose_concat(search: Search, head: Head, changes: list[list[float]]) -> Pr
     )
 
 
+def propose_encoder(search: Search, head: Head, found: tuple[Part, int]) -> Proposal:
+    """EncoderAdapter, for a tracker of one stream."""
+    (part, start), shape = found, head.fused[0].shape
+    length = shape[2] * shape[3]
+    tokens = ""
+    if not is_map(part.shape) and start + length != part.shape[1]:
+        tokens = f", tokens=({start}, {start + length})"
+    return Proposal(
+        f"one stream: {part.call.name!r} gets the images of all modalities, and mixes them in its "
+        "first layers; it runs once more for each modality",
+        f'EncoderAdapter(encoder="{part.call.name}", head="{head.name}"{tokens})',
+        fusion_code(search, shape[1], shape[2:], None, search.modalities),
+        "likely",
+        evidence=[f"the head's input {shape} is what it returns, {part.shape}"],
+    )
+
+
 def propose_streams(search: Search, head: Head, found: Streams) -> Proposal:
     """TapAdapter, for streams that meet in a function."""
     shape = head.fused[0].shape
     if not is_map(shape):
-        raise Refused(f"the head takes tokens {shape}; TapAdapter wants a map (B, C, H, W)")
+        return _propose_part(search, head, found)
     maps = [x for x in head.call.inputs if len(x.shape) == 4]
     argument = [x.path for x in maps].index(head.fused[0].leaf.path)
     taps = [_tap_code(search, head, view, search.modalities) for view in found.views]
@@ -197,24 +214,51 @@ def propose_streams(search: Search, head: Head, found: Streams) -> Proposal:
         options.append(f"tokens=({first}, {first + shape[2] * shape[3]})")
     if argument:
         options.append(f"argument={argument}")
+    evidence: list[str] = []
     names = " and ".join(sorted({view.part.call.name for view in found.views}))
     if found.weights is not None:
         weights = " + ".join(f"{w:.3g} · f_{k + 1}" for k, w in enumerate(found.weights))
         after = f", before {', '.join(map(repr, found.through))}" if found.through else ""
         what = f"the fused map is a sum of streams, {weights}{after}; the streams come from {names}"
         evidence = ["the sum is exact: it leaves nothing of the fused map unexplained"]
+    elif found.one_input:
+        what = f"{names!r} is fed with {len(taps)} streams, and more than it makes the fused map"
+        evidence = ["with its output held, the head's input changes: the fused map is taken there"]
     else:
         what = f"how the streams are fused was not seen; the last that are apart are at {names}"
-        evidence = [f"they are tapped at {found.at:.0%} of the calls up to the head's"]
+    if found.weights is None:
+        evidence.append(f"they are tapped at {found.at:.0%} of the calls up to the head's")
     if found.views[0].places is not None:
         evidence.append("candidates are eliminated: tokens are scattered to their recorded places")
     return Proposal(
         what,
         "TapAdapter(\n    " + ",\n    ".join(options) + ",\n)",
         fusion_code(search, shape[1], shape[2:], None, search.modalities),
-        "sure" if found.weights is not None else "a guess",
+        "sure" if found.weights is not None else "likely" if found.one_input else "a guess",
         found.weights is None,
         [*evidence, *own_words(found.own.changes, found.own.order, search.modalities)],
+    )
+
+
+def _propose_part(search: Search, head: Head, found: Streams) -> Proposal:
+    """ModuleAdapter, for a module that fuses but is not all that the head's tokens are made of."""
+    part = found.views[0].part
+    outputs = [x for x in part.call.outputs if x.path == () and x.shape == part.shape]
+    if not (found.one_input and outputs and is_map(part.shape)):
+        raise Refused(
+            f"the head takes tokens {head.fused[0].shape}, which TapAdapter does not; streams that "
+            f"are apart were last seen at {part.call.name!r}"
+        )
+    size, m = part.shape[2:], search.modalities
+    return Proposal(
+        f"{part.call.name!r} is the last that is fed with {m} maps {part.shape} and returns one",
+        f'ModuleAdapter(fusion="{part.call.name}", head="{head.name}", size={_size(size)})',
+        fusion_code(search, part.shape[1], size, None, m),
+        "likely",
+        evidence=[
+            "the head's input changes while its output is held: other things come in later",
+            *own_words(found.own.changes, found.own.order, m),
+        ],
     )
 
 

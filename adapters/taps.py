@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
 
@@ -86,7 +86,7 @@ class TapAdapter(AtHeadAdapter):
         *args: Any,
         **kwargs: Any,
     ) -> Any:  # as forward's
-        given = {**dict(enumerate(args)), **kwargs}
+        given: dict[int | str, Any] = {**dict(enumerate(args)), **kwargs}
         out = forward(*args, **kwargs)
         seen = current.memory.setdefault(module, [])
         seen.append({"input": given, "output": out})
@@ -116,4 +116,4 @@ class TapAdapter(AtHeadAdapter):
         if tap.piece is not None:
             axis, k = tap.piece
             value = value.chunk(current.modalities, axis)[k]
-        return value
+        return cast(Tensor, value)

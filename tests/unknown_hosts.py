@@ -252,6 +252,28 @@ class SingleStream(nn.Module):
         return self.predictor(self.layer(self.stem(search)).relu())
 
 
+class Encoded(nn.Module):
+    """One stream of tokens: a class token, those of the search region, those of the template."""
+
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.layer = embedding(6), Mixer()
+            self.token = nn.Parameter(torch.randn(1, 1, WIDTH))
+
+        def forward(self, template: Tensor, search: Tensor) -> list[Tensor]:
+            images = [rearrange(self.stem(x), "b c h w -> b (h w) c") for x in (search, template)]
+            return [self.layer(torch.cat([self.token.expand(len(search), -1, -1), *images], dim=1))]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.predictor = self.Encoder(), Corner()
+
+    def forward(self, template: Tensor, search: Tensor) -> dict[str, Tensor]:
+        tokens = self.encoder(template, search)[0]
+        return self.predictor(to_map(tokens[:, 1 : LENGTH + 1]))
+
+
 class OfOneModality(SingleStream):
     """Takes six channels, and looks at three."""
 
@@ -281,6 +303,19 @@ class Driven:
             out = self.network.forward(self.template, self.crop(image, SEARCH))
         self.boxes.append(out["boxes"][0].tolist())
         return {"target_bbox": self.boxes[-1], "best_score": out["score"].max().item()}
+
+
+class Staged(Driven):
+    """Calls its network in stages, as `stages(network, template, search)` does."""
+
+    def __init__(self, network: nn.Module, stages) -> None:
+        super().__init__(network)
+        self.stages = stages
+
+    def track(self, image) -> dict:
+        with torch.no_grad():
+            out = self.stages(self.network, self.template, self.crop(image, SEARCH))
+        return {"target_bbox": out}
 
 
 class DrivenRGB(Driven):

@@ -98,7 +98,7 @@ class Probe:
                 part = frame[..., 3 * m : 3 * m + 3]
                 grain = generator.integers(0, 256, part.shape)
                 part[:] = (1 - strength) * part + strength * grain
-            out = self.tracker.track(frame)  # type: ignore[attr-defined]
+            out = self.tracker.track(frame)
             box = {family.box_key: out[family.box_key]} if isinstance(out, Mapping) else out
             return _numbers(box)
 

@@ -107,6 +107,11 @@ class Ownership:
     def clear(self) -> bool:
         return self.margin >= MARGIN
 
+    @property
+    def dominates(self) -> bool:
+        """Whether each map depends on its own modality more than on any other."""
+        return all(max(row) == row[j] for row, j in zip(self.changes, self.order, strict=True))
+
 
 def ownership(parts: Reading, noisy: Sequence[Calls]) -> Ownership | None:
     """None where one was not recorded in all runs, or depends on nothing."""

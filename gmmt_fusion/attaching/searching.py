@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .probing import Probe, Result
 from .readings import (
@@ -126,7 +127,11 @@ class Search:
         """The last part of the network that decides the result, fed with no image."""
         scope: Call | None = None
         head: Head | None = None
-        forwards = {call.name for call in self.calls if call.key[1] == "forward"}
+        forwards = {  # of modules that are not called by another method of their own
+            call.name
+            for call in self.calls
+            if call.key[1] == "forward" and (call.parent is None or call.parent.name != call.name)
+        }
         while True:
             parts = [
                 call
@@ -228,6 +233,25 @@ class Search:
                 if len(fit) == 1 and reading[0].value() is not None:
                     yield reading, Part(call, "outputs", fit[0])
 
+    def find_encoder(self, head: Head) -> tuple[Part, int] | None:
+        """What gets the images of all modalities, and returns the head's input.
+
+        With the first of the head's tokens among those returned.
+        """
+        fused = head.fused[0].value()
+        for call in sorted(self.calls, key=lambda c: -c.ended):
+            if call.phase != 1 or call.name == "" or call.ended > head.call.began:
+                continue
+            if not any(
+                len(x.shape) > 3 and x.shape[-3] == 3 * self.modalities for x in call.inputs
+            ):
+                continue
+            for leaf in call.outputs:
+                start = None if fused is None or leaf.value is None else starts(leaf.value, fused)
+                if start is not None:
+                    return Part(call, "outputs", leaf), start
+        return None
+
     def cut(self, call: Call, head: Head) -> float:
         """How much the head's input changes with noise while a module's output is held."""
         held = self.keep(self.alike(call))
@@ -255,10 +279,23 @@ def fits(reading: Reading, leaf: Leaf) -> bool:
     return leaf.shape[:2] == shape[:2]
 
 
+def starts(value: Tensor, fused: Tensor) -> int | None:
+    """Where the head's map (B, C, H, W) lies in what was returned: a map, or tokens (B, N, C)."""
+    if torch.equal(value, fused):
+        return 0
+    if value.ndim != 3 or fused.ndim != 4:
+        return None
+    tokens = fused.flatten(2).mT
+    for start in reversed(range(value.shape[1] - tokens.shape[1] + 1)):
+        if torch.equal(value[:, start : start + tokens.shape[1]], tokens):
+            return start
+    return None
+
+
 def equals(part: Part, other: Part) -> bool:
     one, two = part.value(), other.value()
     return one is not None and two is not None and one.shape == two.shape and torch.equal(one, two)
 
 
-def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+def _same(one: Tensor, other: Tensor) -> bool:
     return difference(one.nan_to_num(), other.nan_to_num()) == 0  # untrained hosts give NaN

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .readings import MARGIN, Calls, Ownership, Part, best_order, is_feature, is_map
-from .recording import Call, difference
+from .recording import Call, Leaf, difference
 from .searching import Head, Search
 
 MOST_VIEWS, MOST_SETS, SAMPLES = 160, 60_000, 2048
@@ -79,6 +79,11 @@ class Streams:
     through: tuple[str, ...] = ()
     at: float = 1.0
 
+    @property
+    def one_input(self) -> bool:
+        """Whether they are what one call of a module gets."""
+        return len({v.part.call.key for v in self.views if v.part.side == "inputs"}) == 1
+
 
 class StreamSearch:
     """The search for streams, where no module is the fusion."""
@@ -91,7 +96,7 @@ class StreamSearch:
         if is_map(shape):
             self.channels, self.length = shape[1], shape[2] * shape[3]
         else:
-            self.channels, self.length = shape[2], shape[1]
+            self.channels, self.length = shape[2], max(shape[:2]) if 1 in shape[:2] else shape[1]
         self.places = list(self._find_places())
         # how many tokens streams have beside those of the search region, before any is eliminated
         shapes = {x.shape for call in search.calls for x in call.inputs if len(x.shape) == 3}
@@ -109,7 +114,8 @@ class StreamSearch:
         found: list[View] = []
         for call in sorted(calls, key=when):
             for leaf in getattr(call, side):
-                if leaf.value is not None and is_feature(leaf, self.modalities):
+                passed_on = side == "inputs" and _is_passed_on(call, leaf)
+                if leaf.value is not None and is_feature(leaf, self.modalities) and not passed_on:
                     for part in self._parts(Part(call, side, leaf)):
                         found.extend(self._views(part))
             if len(found) >= MOST_VIEWS:
@@ -191,6 +197,8 @@ class StreamSearch:
         value = self.head.fused[0].value()
         if value is None:
             return
+        if not is_map(value.shape):
+            value = value if value.shape[1] == self.length else value.transpose(0, 1)
         target: Tensor | None = value.flatten(2) if is_map(value.shape) else value.mT
         through: tuple[str, ...] = ()
         while target is not None and len(through) < 4:
@@ -259,11 +267,17 @@ class StreamSearch:
             if len(group) != self.modalities:
                 continue
             own = self.ownership(tuple(group))
-            least = MARGIN if len({v.part.call.name for v in group}) == 1 else SISTERS_MARGIN
-            if own is None or own.margin < least or any(self._is_fused(view) for view in group):
+            if own is None or not self._are_apart(group, own) or any(map(self._is_fused, group)):
                 continue
             return _ordered(Streams(tuple(group), own, at=max(map(_when, group)) / end))
         return None
+
+    def _are_apart(self, group: Sequence[View], own: Ownership) -> bool:
+        """Whether views are of one modality each: what one call gets is so more readily."""
+        if len({view.part.call.key for view in group}) == 1 and group[0].part.side == "inputs":
+            return own.clear
+        sisters = len({view.part.call.name for view in group}) > 1
+        return own.dominates and own.margin >= (SISTERS_MARGIN if sisters else MARGIN)
 
     def _kin(self, view: View) -> Iterator[object]:
         """By what views belong together; of calls, where there are m of them."""
@@ -287,6 +301,12 @@ class StreamSearch:
         if any(max(row) == 0 for row in changes):
             return None
         return Ownership(changes, *best_order(changes))
+
+
+def _is_passed_on(call: Call, leaf: Leaf) -> bool:
+    """Whether a module got a tensor from the one that calls it, which got it before."""
+    parent = call.parent
+    return parent is not None and any(x.value is leaf.value for x in parent.inputs)
 
 
 def _are_places(x: Tensor, length: int) -> bool:

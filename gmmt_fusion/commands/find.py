@@ -50,5 +50,5 @@ def _first_frame(options: argparse.Namespace, tracker: Any) -> tuple[Any, list[f
     else:
         sequence = open_pair(options.visible, options.auxiliary, options.box, depth=options.depth)
     visible, auxiliary = next(iter(sequence))
-    depth = sequence.auxiliary.depth
+    depth = getattr(sequence.auxiliary, "depth", False)
     return find_family(tracker).join(visible, auxiliary, depth), sequence.box.tolist()
