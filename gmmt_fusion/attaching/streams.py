@@ -181,16 +181,17 @@ class StreamSearch:
         return None
 
     def _distinct(self, views: Sequence[View]) -> list[View]:
-        kept, seen = [], set()
+        """Each value once, where it lies least deep in what a module returns."""
+        found: dict[tuple[float, ...], View] = {}
         for view in views:
             columns = view.columns(self.length)
             if columns is None or columns.shape[1:] != (self.channels, self.length):
                 continue
             mark = tuple(columns.flatten()[:: max(columns.numel() // 64, 1)].tolist())
-            if mark not in seen:
-                seen.add(mark)
-                kept.append(view)
-        return kept
+            known = found.setdefault(mark, view)
+            if len(view.part.leaf.path) < len(known.part.leaf.path):
+                found[mark] = view
+        return list(found.values())
 
     def _targets(self, views: Sequence[View]) -> Iterator[tuple[Tensor, tuple[str, ...]]]:
         """The head's input (B, C, H·W), and what went into the plain modules that it comes from."""
@@ -373,14 +374,8 @@ def _one_each(group: Sequence[View], modalities: int) -> list[View]:
 
 def _ordered(streams: Streams) -> Streams:
     """With the streams in the modalities' order; where that is not clear, in that of the calls."""
-    if not streams.own.clear:
-        return replace(
-            streams,
-            views=streams.views[::-1],
-            weights=streams.weights and streams.weights[::-1],
-            own=replace(streams.own, changes=streams.own.changes[::-1]),
-        )
-    order = [streams.own.order.index(j) for j in range(len(streams.views))]
+    known = streams.own.order if streams.own.clear else (*reversed(range(len(streams.views))),)
+    order = [known.index(j) for j in range(len(streams.views))]
     own = Ownership(
         [streams.own.changes[k] for k in order], tuple(range(len(order))), streams.own.margin
     )
