@@ -23,14 +23,13 @@ from gmmt_fusion.model.fusion import GenerativeFusion
 from .auto import ADAPTERS
 from .proposals import (
     Proposal,
-    Refused,
-    check,
     fusion_code,
     propose_concat,
     propose_encoder,
     propose_module,
     propose_streams,
 )
+from .trial import Refused, check
 
 CONCAT_MARGIN, LATE = 4.0, 0.5
 
@@ -158,7 +157,7 @@ def _find(probe: Probe) -> FoundFusion:
                 code = " ".join(proposal.adapter_code.split())
                 found.also = [f"{proposal.what} [{proposal.sure}]", *proposal.evidence, code]
                 break
-            proposal.evidence += check(proposal, search, head)
+            proposal.evidence += check(proposal.lines, search, head, proposal.apart)
             found.proposals.append(proposal)
         except Refused as error:
             found.refused.append(str(error))

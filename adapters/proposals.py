@@ -1,27 +1,20 @@
-"""From what a search has seen to lines to paste, and whether these hold."""
+"""From what a search has seen to lines to paste."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gmmt_fusion.attaching.adapter import Adapter
-from gmmt_fusion.attaching.attachment import Attachment
-from gmmt_fusion.attaching.probing import Probe
-from gmmt_fusion.attaching.readings import Part, best_order, is_map
-from gmmt_fusion.attaching.recording import Call, Key, difference
-from gmmt_fusion.attaching.searching import WEAK, Head, ModuleFusion, Search
+from gmmt_fusion.attaching.readings import Part, is_map
+from gmmt_fusion.attaching.searching import Head, ModuleFusion, Search
 from gmmt_fusion.attaching.streams import Streams, View
 from gmmt_fusion.model.fusion import GenerativeFusion
 
-
-class Refused(Exception):
-    """A proposal did not hold; says why."""
+from .trial import Refused
 
 
 @dataclass
@@ -77,9 +70,6 @@ class Proposal:
 
 
 _ADAPTERS = ("ConcatAdapter", "EncoderAdapter", "ModuleAdapter", "Tap", "TapAdapter")
-
-
-# --- what to write ------------------------------------------------------------------------------
 
 
 def fusion_code(
@@ -316,108 +306,3 @@ def _square(count: int) -> tuple[int, int]:
     if side * side != count:
         raise Refused(f"the head takes {count} tokens, which are no square map")
     return side, side
-
-
-# --- the check ----------------------------------------------------------------------------------
-
-
-def check(proposal: Proposal, search: Search, head: Head) -> list[str]:
-    """Attach by the lines, run the frame, train a step, detach.
-
-    Returns:
-        What was seen.
-
-    Raises:
-        Refused: something did not hold.
-    """
-    probe = search.probe
-    names: dict[str, Any] = {"tracker": probe.tracker}
-    try:
-        exec(proposal.lines, names)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise Refused(f"attach refuses it: {error}") from error
-    handle: Attachment = names["handle"]
-    try:
-        seen = _check_attached(handle, search, proposal.apart)
-    except (ValueError, TypeError, RuntimeError, LookupError) as error:
-        raise Refused(f"the attached tracker failed: {error}") from error
-    finally:
-        handle.detach()
-        handle.network.eval()
-    calls, result = probe.record(wanted={p.place for p in head.fused})
-    by_key = {c.key: c for c in calls}
-    same = all(torch.equal(x, result[p]) for p, x in search.result.items() if p in result)
-    if not same or any(p.change(by_key) > 0 for p in head.fused):
-        raise Refused("after detach() the tracker's output is not what it was")
-    return [*seen, "detached, the tracker's output is the same to the bit"]
-
-
-def _check_attached(handle: Attachment, search: Search, apart: bool) -> list[str]:
-    probe = search.probe
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        probe.run()
-    if not handle.plugin.has_fused:
-        raise Refused("no map was generated in the frame")
-    features, fused = _recorded(handle, probe)
-    if apart and len(features) == probe.modalities:
-        noisy = [_recorded(handle, probe, [j])[0] for j in probe.everything]
-        changes = [[_change(x, run[k]) for run in noisy] for k, x in enumerate(features)]
-        order, margin = best_order(changes)
-        if order != tuple(probe.everything) or margin < 1.02:
-            raise Refused(f"the maps that the fusion gets are not one of each modality: {changes}")
-    loss = _train(handle, search.calls, features, fused)
-    return [f"attached, a map was generated; a training step ran (generative loss {loss:.2f})"]
-
-
-def _recorded(
-    handle: Attachment, probe: Probe, noise: Sequence[int] = ()
-) -> tuple[list[Tensor], Tensor]:
-    with handle.recorded() as recording:
-        probe.run(noise, strength=WEAK)
-    if not recording:
-        raise Refused("the fusion is not called with maps that would be generated")
-    features, fused = recording[-1]
-    return features, fused
-
-
-def _change(clean: Tensor, other: Tensor) -> float:
-    """Where both have tokens: others may have been eliminated."""
-    both = (clean != 0).any(1) & (other != 0).any(1)
-    if not both.any():
-        return 1.0
-    return difference(other.movedim(1, -1)[both], clean.movedim(1, -1)[both])
-
-
-def _train(
-    handle: Attachment, calls: Sequence[Call], features: list[Tensor], fused: Tensor
-) -> float:
-    """One step on the calls that the tracker makes of its network."""
-    network = handle.network
-    stages = [c for c in calls if c.parent is None and c.name == ""]
-    optimizer = torch.optim.SGD(handle.parameters(), 1e-4)
-    network.train()
-    with torch.enable_grad():
-        loss = torch.zeros(())
-        for call in stages:
-            method: Key = call.key
-            args, kwargs = call.arguments
-            out = getattr(network, method[1])(*args, **kwargs)
-            loss = loss + _mean(out)
-        generative = handle.generative_loss
-        if generative is None:
-            raise Refused("nothing was fused in a training step")
-        (loss + generative).backward()  # type: ignore[no-untyped-call]
-    handle.check_gradients()
-    optimizer.step()
-    return float(generative.detach())
-
-
-def _mean(out: Any) -> Tensor:  # whatever a host returns
-    if isinstance(out, Tensor):
-        return out.mean() if out.requires_grad and out.is_floating_point() else torch.zeros(())
-    if isinstance(out, dict):
-        out = list(out.values())
-    if isinstance(out, list | tuple):
-        return sum((_mean(x) for x in out), torch.zeros(()))
-    return torch.zeros(())

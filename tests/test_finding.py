@@ -12,8 +12,9 @@ from cases import CASES, START, images, seeded
 from tiny_hosts import ConcatTracker, SumAdapter
 
 from gmmt_fusion import GenerativeFusion, attach, find_fusion
-from gmmt_fusion.adapters import BATAdapter, proposals
-from gmmt_fusion.adapters.proposals import Proposal, Refused
+from gmmt_fusion.adapters import BATAdapter, trial
+from gmmt_fusion.adapters.proposals import Proposal
+from gmmt_fusion.adapters.trial import Refused, check
 from gmmt_fusion.attaching.probing import Probe
 from gmmt_fusion.attaching.searching import Search
 from gmmt_fusion.cli import main
@@ -221,7 +222,7 @@ def test_the_tracker_is_left_as_it_was(fails, monkeypatch):
     tracker.initialize(np.zeros((40, 40, 6), np.uint8), {"init_bbox": [1, 2, 3, 4]})
     before = state(tracker)
     if fails:
-        monkeypatch.setattr(proposals, "_train", lambda *_: 1 / 0)
+        monkeypatch.setattr(trial, "_train", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             find_fusion(tracker)
     else:
@@ -246,10 +247,10 @@ def test_wrong_proposals_are_refused(adapter):
     search = Search.of(Probe(network, example(), [0.0] * 4))
     head = search.find_head()
     right = Proposal("", 'ModuleAdapter(fusion="gate", head="predictor", output=1)', FUSION, "")
-    assert proposals.check(right, search, head)
+    assert check(right.lines, search, head)
     with pytest.raises(Refused):
-        proposals.check(Proposal("", adapter, FUSION, ""), search, head)
-    assert proposals.check(right, search, head), "the refused one left traces"
+        check(Proposal("", adapter, FUSION, "").lines, search, head)
+    assert check(right.lines, search, head), "the refused one left traces"
 
 
 FUSION = 'GenerativeFusion.preset("small-unet", 8, size=8)'

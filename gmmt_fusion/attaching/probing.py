@@ -69,7 +69,7 @@ class Probe:
         self.modalities = inputs.shape[-1] // 3 if driven else len(search_images(inputs))
         self.network = next(networks_of(self.tracker))
         if driven:
-            self.network = self._busiest([m for m in _held(self.tracker)])
+            self.network = self._busiest(_held(self.tracker))
 
     def run(
         self, noise: Sequence[int] = (), recorder: Recorder | None = None, strength: float = 1.0
@@ -102,6 +102,12 @@ class Probe:
             box = {family.box_key: out[family.box_key]} if isinstance(out, Mapping) else out
             return _numbers(box)
 
+    def recorder(self, **options: Any) -> Recorder:
+        """Of the network's calls; a tracker that is its own network is not called in its place."""
+        own = self.network is self.tracker and self.driven
+        skip = (find_family(self.tracker).start, "track") if own else ()
+        return Recorder(self.network, skip=skip, **options)
+
     def record(
         self,
         noise: Sequence[int] = (),
@@ -109,13 +115,13 @@ class Probe:
         **options: Any,  # of Recorder
     ) -> tuple[list[Call], Result]:
         """The calls of a run, and what it returned."""
-        recorder = Recorder(self.network, **options)
+        recorder = self.recorder(**options)
         result = self.run(noise, recorder, strength)
         return recorder.calls, result
 
     def keep(self, keys: Collection[Key]) -> dict[Key, Any]:
         """The whole outputs of calls, in a run without noise."""
-        recorder = Recorder(self.network, keep=lambda call: call.key in keys)
+        recorder = self.recorder(keep=lambda call: call.key in keys)
         self.run((), recorder)
         return recorder.kept
 

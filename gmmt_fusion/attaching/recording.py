@@ -87,6 +87,7 @@ class Recorder:
         keep: of which calls to keep the outputs as a whole.
         wanted: which tensors' values to keep, as (key, "inputs" or "outputs", path); True for all
             that are no larger than maps of features.
+        skip: methods of the network itself to leave alone.
     """
 
     def __init__(
@@ -96,8 +97,9 @@ class Recorder:
         held: Mapping[Key, Any] | None = None,
         keep: Callable[[Call], bool] = lambda call: False,
         wanted: Collection[Any] | bool = False,
+        skip: Collection[str] = (),
     ) -> None:
-        self.network, self.wanted = network, wanted
+        self.network, self.wanted, self.skip = network, wanted, skip
         self.held, self.keep = dict(held or {}), keep
         self.kept: dict[Key, Any] = {}
         self.calls: list[Call] = []
@@ -128,7 +130,8 @@ class Recorder:
 
     def _methods(self, name: str, module: nn.Module) -> list[str]:
         """The forward; of the network and its parts all that may be called in its place."""
-        return ["forward", *(own_methods(type(module)) if "." not in name else ())]
+        own = own_methods(type(module)) if "." not in name else ()
+        return ["forward", *(method for method in own if name or method not in self.skip)]
 
     def _wrap(self, name: str, method: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def wrapper(*args: Any, **kwargs: Any) -> Any:

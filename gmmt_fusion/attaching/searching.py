@@ -20,7 +20,7 @@ from .readings import (
     ownership,
     readings,
 )
-from .recording import Call, Key, Leaf, Path, Recorder, difference
+from .recording import Call, Key, Leaf, Path, difference
 
 TESTS = 16
 """Candidates that are held, at most: a run of the host each."""
@@ -82,7 +82,7 @@ class Search:
 
     @classmethod
     def of(cls, probe: Probe) -> Search:
-        recorder = Recorder(probe.network, wanted=True, keep=_is_part)
+        recorder = probe.recorder(wanted=True, keep=_is_part)
         result = probe.run((), recorder)
         by_key = {call.key: call for call in recorder.calls}
         return cls(probe, recorder.calls, result, by_key, _kept=recorder.kept)
