@@ -159,12 +159,14 @@ class FusionConfig:
 
         For C = 768 and 16×16 maps, two modalities, a pass of one sample (2 FLOP a multiply-add):
 
-        | name           | parameters | GFLOP | network                                            |
-        |----------------|------------|-------|----------------------------------------------------|
-        | `"small"`      | 8.1 M      | 4.1   | UViT, n = 1, width C/2; the one for a transformer  |
-        | `"small-unet"` | 19.0 M     | 4.0   | UNet, n = 3, widths C/6 · (1, 1.5, 2); for a CNN   |
-        | `"paper-uvit"` | 64.1 M     | 32.7  | UViT, n = 1, width 1200, 12 heads                  |
-        | `"paper-unet"` | 979 M      | 117.8 | UNet, n = 9, widths 768 · (1, 1.5, 2)              |
+        ============  ==========  ======  =====================================================
+        name          parameters  GFLOP   network
+        ============  ==========  ======  =====================================================
+        "small"       8.1 M       4.1     UViT, n = 1, width C/2; the one for a transformer
+        "small-unet"  19.0 M      4.0     UNet, n = 3, widths C/6 · (1, 1.5, 2); for a CNN
+        "paper-uvit"  64.1 M      32.7    UViT, n = 1, width 1200, 12 heads
+        "paper-unet"  979 M       117.8   UNet, n = 9, widths 768 · (1, 1.5, 2)
+        ============  ==========  ======  =====================================================
 
         On maps of more than 16×16 positions a token of "small" is a patch of 2×2.
 
