@@ -120,6 +120,8 @@ def test_sample(name: str, device: torch.device, waits: Counter[str]) -> None:
         there = fusion.sample(maps())
     except Exception as error:  # each has one of its own
         pytest.skip(f"not for feature maps on the CPU either: {type(error).__name__}: {error}")
+    if not there.isfinite().all():
+        pytest.skip("not for feature maps on the CPU either: NaN")
     fusion.to(device)
     features = [x.to(device) for x in maps()]
     waits.clear()
