@@ -33,8 +33,8 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Links out of docs/, which work where the repository is read: those of pictures
-    become the site's, and the others, of which the site has nothing, their paths.
+    """Links out of docs/, which work where the repository is read: those of images
+    become the site's, and the others, which a site lacks, their paths.
     """
     inside = "../" * page.file.src_uri.count("/")
     out = re.escape(f"../{inside}")

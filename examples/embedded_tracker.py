@@ -1,11 +1,12 @@
-"""The embedded RGB-T tracker for `python -m gmmt_fusion track`, and sequences to try it on.
+"""The embedded RGB-T tracker for `gmmt-fusion track`, and sequences to try it on.
 
     python examples/embedded_tracker.py data
-    python -m gmmt_fusion track --tracker examples/embedded_tracker.py:build --benchmark lasher \\
+    gmmt-fusion track --tracker examples/embedded_tracker.py:build --benchmark lasher \\
         --data data --out results/base --video
-    python -m gmmt_fusion evaluate --benchmark lasher --truth data --results results/base
+    gmmt-fusion evaluate --benchmark lasher --truth data --results results/base
 
-With `--fusion runs/quickstart/fusion` it tracks with the fusion that quickstart.py fine-tuned.
+With `--fusion examples/embedded/fusion` it tracks with the fusion that is shipped, fine-tuned by
+quickstart.py.
 """
 
 import sys

@@ -1,11 +1,12 @@
 """A pretrained RGB-T tracker, its fusion replaced in two lines and fine-tuned: before and after.
 
-    python examples/quickstart.py               # generated sequences: minutes on two cores
-    python examples/quickstart.py --data DIR    # your own sequences, in LasHeR's or GTOT's layout
+    python examples/quickstart.py                 # generated sequences: minutes on two cores
+    python examples/quickstart.py --pretrained    # without the training: seconds
+    python examples/quickstart.py --data DIR      # your own sequences, in LasHeR's or GTOT's layout
 
 The tracker comes with this repository; the fine-tuning pairs are generated, from other seeds than
-the test sequences. Writes into --out: table.md, results.json, the fused checkpoint `fusion/`,
-result files, and images.
+the test sequences. Writes into --out: table.md, results.json, the fine-tuned `fusion/`, result
+files, and images. Interrupted, and started again, it goes on with the training.
 """
 
 import argparse
@@ -34,6 +35,7 @@ from tqdm import tqdm
 from gmmt_fusion import Attachment, GenerativeFusion, attach
 from gmmt_fusion.adapters import ModuleAdapter
 from gmmt_fusion.evaluation import plots
+from gmmt_fusion.evaluation.attributes import explain
 from gmmt_fusion.evaluation.metrics import Scores, evaluate
 from gmmt_fusion.files import write_atomically
 from gmmt_fusion.training import fine_tune
@@ -41,16 +43,72 @@ from gmmt_fusion.training.checkpoints import list_checkpoints
 
 BASE, GMMT = "base", "+GMMT"
 SAVE_EVERY = 10  # steps
+SHIPPED = Path(__file__).parent / "embedded" / "fusion"  # see its README.md
 
 
 def main(options: argparse.Namespace) -> int:
     torch.manual_seed(options.seed)
     started = time.monotonic()
+    print(announce(options), file=sys.stderr)
     sequences = load_sequences(options)
     tracker = load_tracker()
     boxes, rates = {}, {}
     boxes[BASE], rates[BASE] = track_all(tracker, sequences, BASE)
+    handle = attach_fusion(tracker, options)
+    boxes[GMMT], rates[GMMT] = track_all(tracker, sequences, GMMT)
 
+    scores = {name: score(found, sequences) for name, found in boxes.items()}
+    table = markdown(scores, rates, handle)
+    print(f"\n{table}\n")
+    write(options, scores, boxes, table, rates)
+    draw_results(options.out, sequences, boxes, scores, handle)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
+        2**30 if sys.platform == "darwin" else 2**20
+    )
+    print(f"{time.monotonic() - started:.0f} s, peak memory {peak:.1f} GB; look into {options.out}")
+    print(tell_what_is_next(options))
+    return 0
+
+
+def announce(options: argparse.Namespace) -> str:
+    """What is going to happen, and for how long."""
+    tested = str(options.data) if options.data else f"{options.sequences} generated sequences"
+    if options.pretrained:
+        return f"Tracks {tested} without and with the fusion in {SHIPPED}."
+    folder, steps = training_folder(options), options.steps
+    training = f"fine-tunes a generative fusion for {steps} steps (checkpoints in {folder})"
+    if (folder / "final").is_dir():
+        training = (
+            f"takes the fusion fine-tuned before, {folder / 'final'} (delete it to train anew)"
+        )
+    elif saved := list_checkpoints(folder / "checkpoints"):
+        done = int(saved[-1].name.removeprefix("step-"))
+        training = f"goes on with the fine-tuning after step {done} of {steps}"
+    minutes = 1 + steps / 90 + (0 if options.data else options.sequences / 20)
+    threads = torch.get_num_threads()
+    return (
+        f"Tracks {tested}, {training}, and tracks again: about {minutes:.0f} minutes on two free "
+        f"cores. {threads} thread{'s' * (threads > 1)}: other numbers of threads round otherwise, "
+        "and a training then ends at slightly other scores."
+    )
+
+
+def attach_fusion(tracker: SiameseTracker, options: argparse.Namespace) -> Attachment:
+    """Replace the tracker's fusion by a fine-tuned one: trained now, before, or by us."""
+    adapter = ModuleAdapter(fusion="fusion", head="head", size=SEARCH_MAP)
+    final = training_folder(options) / "final"
+    if options.pretrained or final.is_dir():
+        handle = attach(tracker, SHIPPED if options.pretrained else final, adapter)
+    else:
+        handle = fine_tune_fusion(tracker, adapter, options)
+    if not options.pretrained:
+        handle.save_pretrained(options.out / "fusion", license="apache-2.0")
+    return handle
+
+
+def fine_tune_fusion(
+    tracker: SiameseTracker, adapter: ModuleAdapter, options: argparse.Namespace
+) -> Attachment:
     print("rendering the fine-tuning pairs …", file=sys.stderr)
     pairs = DataLoader(
         Twins(TRAIN_SEEDS, sequences=100, length=16 * options.steps, seed=options.seed), 16
@@ -61,7 +119,6 @@ def main(options: argparse.Namespace) -> int:
     fusion = GenerativeFusion(
         64, size=SEARCH_MAP, method=options.method, network=options.network, residual="conv3x3"
     )
-    adapter = ModuleAdapter(fusion="fusion", head="head", size=SEARCH_MAP)
     handle = attach(tracker, fusion, adapter, calibrate=[(batch,) for batch in calibration])
     handle.print_trainable_parameters()
     handle.degradation = Scenes(
@@ -76,19 +133,16 @@ def main(options: argparse.Namespace) -> int:
         seed=options.seed,
         save_every=SAVE_EVERY,
     )
-    handle.save_pretrained(options.out / "fusion")
-    boxes[GMMT], rates[GMMT] = track_all(tracker, sequences, GMMT)
+    return handle
 
-    scores = {name: score(found, sequences) for name, found in boxes.items()}
-    table = markdown(scores, rates, handle)
-    print(f"\n{table}\n")
-    write(options, scores, boxes, table, rates)
-    draw_results(options.out, sequences, boxes, scores, handle)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
-        2**30 if sys.platform == "darwin" else 2**20
+
+def tell_what_is_next(options: argparse.Namespace) -> str:
+    fusion = SHIPPED if options.pretrained else options.out / "fusion"
+    return (
+        f"next: gmmt-fusion info {fusion}    what this fusion is\n"
+        "      gmmt-fusion find MODULE:FUNCTION    where a fusion fits into your tracker\n"
+        "      docs/    wrap and fine-tune your own"
     )
-    print(f"{time.monotonic() - started:.0f} s, peak memory {peak:.1f} GB; look into {options.out}")
-    return 0
 
 
 def parse() -> argparse.Namespace:
@@ -103,12 +157,17 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--network", choices=("uvit", "unet"), default="unet")
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder of sequences to test on")
     parser.add_argument(
-        "--sequences", type=int, default=24, help="generated test sequences (default: %(default)s)"
+        "--sequences", type=int, help="generated test sequences (default: 24; --pretrained: 4)"
     )
     parser.add_argument(
         "--steps", type=int, default=300, help="of fine-tuning (default: %(default)s)"
     )
+    parser.add_argument(
+        "--pretrained", action="store_true", help="take the fusion that is shipped; no training"
+    )
     options = parser.parse_args()
+    if options.sequences is None:
+        options.sequences = 4 if options.pretrained else 24
     if options.sequences < 1 or options.steps < 1:
         parser.error(
             f"--sequences {options.sequences} --steps {options.steps}: expected at least 1 of each"
@@ -186,6 +245,8 @@ def write(
         "method": options.method,
         "network": options.network,
         "steps": options.steps,
+        "threads": torch.get_num_threads(),
+        "pretrained": options.pretrained,
         "data": str(options.data or f"{options.sequences} generated sequences"),
         "frames_per_second": rates,
         "scores": {name: s.to_dict() for name, s in scores.items()},
@@ -220,7 +281,8 @@ def draw_results(
     }
     ranked = sorted(sequences, key=lambda s: gain[s.name], reverse=True)
     for rank, sequence in (("best", ranked[0]), ("worst", ranked[-1])):
-        title = f"{sequence.name}: SR {gain[sequence.name]:+.1f}   {' '.join(sequence.attributes)}"
+        meanings = "; ".join(map(explain, sequence.attributes))
+        title = f"{sequence.name}, {GMMT} against {BASE}: SR {gain[sequence.name]:+.1f}\n{meanings}"
         plots.draw_tracked_frames(
             sequence.visible,
             sequence.infrared,
@@ -247,13 +309,14 @@ def draw_maps(handle: Attachment, sequence: RGBTSequence, path: Path, title: str
     generated = handle.fusion(rgb, tir)
     plots.draw_feature_maps(
         {"visible": visible, "infrared": infrared},
-        {
-            "f_rgb": rgb[0],
-            "f_tir": tir[0],
-            "fused (host)": fused[0],
-            "fused* (generated)": generated[0],
-            "their difference": (generated - fused)[0],
-        },
+        [
+            {"f_rgb": rgb[0], "f_tir": tir[0]},
+            {
+                "fused (host)": fused[0],
+                "fused* (generated)": generated[0],
+                "their difference": (generated - fused)[0],
+            },
+        ],
         path,
         title,
     )

@@ -18,6 +18,7 @@ COMMANDS = {  # name: (module, what it does)
     "track": (".commands.track", "run a tracker over a benchmark, or over your own pair of videos"),
     "evaluate": (".commands.evaluate", "score result files by a benchmark's own protocol"),
     "figures": (".commands.figures", "draw what a fusion generates in a tracker"),
+    "cache": (".commands.cache", "compute a frozen tracker's features once, or check a cache"),
     "info": (".commands.info", "tell what a saved fusion is"),
     "run": (".hosts.command", "run a tracker's own script, unedited, with a fusion attached"),
     "siamban-data": (".hosts.siamban_command", "lay a benchmark out for siamban's own scripts"),
@@ -27,6 +28,7 @@ EPILOG = """exit codes:
   1    a fault in the program or in the tracker, with its traceback
   2    wrong arguments, or bad input: one sentence says what to do
   130  interrupted; what was finished is kept, and the same command goes on from there
+  run ends with the code of the tracker's script
 
 completion in bash (or zsh, tcsh): pip install shtab, then
   eval "$(shtab --shell=bash gmmt_fusion.cli.make_parser)"

@@ -38,7 +38,19 @@ PAGES = [
 ]
 QUIET = {"text", "bibtex", "json", "yaml", "ini"}
 """Languages of what is shown and not run."""
-TOOLS = {".", "cd", "git", "ls", "mkdir", "mypy", "pre-commit", "ruff", "mkdocs", "tensorboard"}
+TOOLS = {
+    ".",
+    "cd",
+    "eval",
+    "git",
+    "ls",
+    "mkdir",
+    "mypy",
+    "pre-commit",
+    "ruff",
+    "mkdocs",
+    "tensorboard",
+}
 TOOLS |= {".ci/run", "sbatch", "srun"}
 
 

@@ -120,10 +120,21 @@ def load_tracker(spec: str, fusion: str | Path | None = None, device: str | None
         ValueError, OSError, ImportError: no such function, or what it returns cannot be driven or
         attached to. RuntimeError: the function failed.
     """
+    check_device(device)
+    tracker = call_named(spec)
+    find_family(tracker)
+    if fusion is not None:
+        _attach(tracker, fusion, spec)
+    for network in networks_of(tracker) if device else ():
+        network.to(device)
+    return tracker
+
+
+def call_named(spec: str) -> Any:
+    """What a function of the user's returns, named as `load_tracker` takes it; errors as there."""
     place, _, name = str(spec).rpartition(":")
     if not place or not name:
-        raise ValueError(f"tracker {spec!r}; expected module:function or path/to/file.py:function")
-    check_device(device)
+        raise ValueError(f"{spec!r}; expected module:function or path/to/file.py:function")
     build = getattr(_import(place), name, None)
     if not callable(build):
         raise ValueError(f"{place} has no function {name!r}")
@@ -132,17 +143,11 @@ def load_tracker(spec: str, fusion: str | Path | None = None, device: str | None
     except TypeError as error:
         raise ValueError(f"{spec} cannot be called without arguments: {error}") from None
     try:
-        tracker = build()
+        return build()
     except (OSError, ImportError):  # says what it lacks
         raise
     except Exception as error:  # with its traceback: the mistake is in the tracker
         raise RuntimeError(f"{spec} failed") from error
-    find_family(tracker)
-    if fusion is not None:
-        _attach(tracker, fusion, spec)
-    for network in networks_of(tracker) if device else ():
-        network.to(device)
-    return tracker
 
 
 def check_device(device: str | None) -> None:
