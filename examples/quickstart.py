@@ -40,6 +40,7 @@ from gmmt_fusion.evaluation.metrics import Scores, evaluate
 from gmmt_fusion.files import write_atomically
 from gmmt_fusion.training import fine_tune
 from gmmt_fusion.training.checkpoints import list_checkpoints
+from gmmt_fusion.training.degradation import KINDS
 
 BASE, GMMT = "base", "+GMMT"
 SAVE_EVERY = 10  # steps
@@ -125,14 +126,14 @@ def fine_tune_fusion(
     calibration = DataLoader(
         PairDataset(TRAIN_SEEDS, sequences=20, length=128, seed=options.seed + 1), 16
     )
-    fusion = GenerativeFusion(
-        64, size=SEARCH_MAP, method=options.method, network=options.network, residual="conv3x3"
+    preset = {"uvit": "small", "unet": "small-unet"}[options.network]
+    fusion = GenerativeFusion.preset(
+        preset, 64, SEARCH_MAP, method=options.method, residual="conv3x3"
     )
     handle = attach(tracker, fusion, adapter, calibrate=[(batch,) for batch in calibration])
     handle.print_trainable_parameters()
-    handle.degradation = Scenes(
-        0.3
-    )  # the features of degraded scenes, the fused map of their clean twins
+    # the features of degraded scenes, the fused map of their clean twins
+    handle.degradation = Scenes(0.3, KINDS)
     fine_tune(
         handle,
         pairs,

@@ -273,13 +273,12 @@ class _Loop:
 
     def finish(self, *, validated: bool) -> None:
         """Leave the attachment with the weights to keep, and save them."""
-        state, steps, scores = self.state, self.state.step, {}
+        state, steps = self.state, self.state.step
+        scores: Mapping[str, float] = {}
         if state.average is not None:
             state.average.copy_to(self.fusion.parameters)
-        if validated:
-            leave_best(state)
-            scores = {"validation": state.best}
-            steps = state.best_step if state.best_step >= 0 else state.step
+        if validated and (scores := leave_best(state)):
+            steps = state.best_step
         if self.accelerator.is_main_process:
             state.save_fusion(state.folder / "final", steps, **scores)
         for tracker in self.accelerator.trackers:
