@@ -86,7 +86,8 @@ class TapAdapter(AtHeadAdapter):
         *args: Any,
         **kwargs: Any,
     ) -> Any:  # as forward's
-        given: dict[int | str, Any] = {**dict(enumerate(args)), **kwargs}
+        given: dict[Any, Any] = dict(enumerate(args))
+        given.update(kwargs)
         out = forward(*args, **kwargs)
         seen = current.memory.setdefault(module, [])
         seen.append({"input": given, "output": out})
