@@ -81,8 +81,11 @@ class Streams:
 
     @property
     def one_input(self) -> bool:
-        """Whether they are what one call of a module gets."""
-        return len({v.part.call.key for v in self.views if v.part.side == "inputs"}) == 1
+        """Whether they are what one call of a module gets, all tokens of it."""
+        return (
+            self.views[0].places is None
+            and 1 == len({v.part.call.key for v in self.views if v.part.side == "inputs"}) == 1
+        )
 
 
 class StreamSearch:
