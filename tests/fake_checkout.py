@@ -104,6 +104,9 @@ class Pairs(Dataset):
     def __init__(self, root):
         self.root = root
 
+    def get_sequence_info(self, seq_id):
+        return {}
+
     def get_frames(self, seq_id, frame_ids):
         return [jpeg4py.JPEG(os.path.join(self.root, "%06d.jpg" % i)).decode() for i in frame_ids]
 
