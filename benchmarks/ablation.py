@@ -3,8 +3,8 @@
     python benchmarks/ablation.py table2    # what is gained, against controls, by which method
     python benchmarks/ablation.py window    # the tracker's own parameter, for base, head and DM
 
-and, on validation sequences, weight, steps, blocks, weighting, prediction, training, noise,
-precision, degradation or interpolation in their place.
+and, on validation sequences, weight, steps, blocks, patches, weighting, prediction, training,
+noise, precision, degradation or interpolation in their place.
 
 Every row is a fine-tuning of equal budget on the same cached features, then the tracking loss and
 success of held-out pairs of template and search image, and tracking through held-out sequences,
@@ -48,6 +48,7 @@ from gmmt_fusion import GenerativeFusion, attach
 from gmmt_fusion.adapters import ModuleAdapter
 from gmmt_fusion.files import write_atomically
 from gmmt_fusion.training import CachedFeatures, Degradation, cache_features
+from gmmt_fusion.training.degradation import KINDS
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
@@ -127,7 +128,7 @@ def prepare(arms: list[Arm], options: argparse.Namespace) -> None:
                 TRAIN_SEEDS,
                 options.training_sequences,
                 options.pairs,
-                (Scenes if arm.twins else Degradation)(**arm.degradation),
+                (Scenes if arm.twins else Degradation)(**{"kinds": KINDS} | arm.degradation),
             )
     write_features(options.work / CALIBRATION, TRAIN_SEEDS, *options.calibration_pairs)
     kinds = {arm.degraded for arm in arms}

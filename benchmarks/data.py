@@ -12,21 +12,29 @@ finished is not run again. Writes --out/data.{md,json} of all finished runs of t
 """
 
 import argparse
-import hashlib
 import json
 import statistics
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from ablation_tables import interval, with_interval
-from data_training import BATCH, EPOCHS, STEPS, Row, build, prepare, score, train, write_features
+from data_training import (
+    BATCH,
+    TESTED,
+    VALIDATED,
+    Row,
+    Run,
+    build,
+    prepare,
+    score,
+    train,
+    write_features,
+)
 from measuring import machine, now
-from torch import Tensor
 from tqdm import tqdm
 
 from gmmt_fusion import Attachment
@@ -48,8 +56,8 @@ ROWS = {
     "convolutions": Row("plain convolutions, the UNet's size", RAW, 0.0, "convolution", **KEPT),
 }
 SETTINGS = ("as in training", "1.5 times as severe", "one modality missing")
-SPLITS = {"validation": (VALIDATION_SEEDS, 90), "test": (TEST_SEEDS, 250)}
-BUDGETS = {"end": f"after {STEPS} steps", "best": "budget chosen on validation"}
+SPLITS = {"validation": (VALIDATION_SEEDS, VALIDATED), "test": (TEST_SEEDS, TESTED)}
+BUDGETS = {"end": "after all steps", "best": "budget chosen on validation"}
 SIZES = (12, 40, 120, 600)
 
 
@@ -66,46 +74,29 @@ def held_out(split: str, work: Path) -> list[Path]:
     return folders
 
 
-def find(row: Row, sequences: int, seed: int, work: Path) -> Path:
-    """The file of a run's result, there or not."""
-    settings = {
-        "row": asdict(row) | {"label": None},
-        "sequences": sequences,
-        "budget": [STEPS, EPOCHS, BATCH],
-        "pairs": {split: pairs for split, (_, pairs) in SPLITS.items()},
-    }
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
-    return work / "results" / f"{digest}-seed{seed}.json"
-
-
-def measure(row: Row, sequences: int, seed: int, work: Path) -> None:
+def measure(run: Run) -> None:
     """One run, and its result."""
-    path = find(row, sequences, seed, work)
-    started, folder = time.process_time(), work / "runs" / path.stem
-    validation, test = held_out("validation", work), held_out("test", work)
-    base = work / "results" / "base.json"
+    started = time.process_time()
+    validation, test = (held_out(split, run.work) for split in SPLITS)
+    base = run.work / "results" / "base.json"
     if not base.is_file():
-        features = prepare(row, seed, sequences, folder)[1]
-        handle = build(ROWS["head"], 0, CachedFeatures(features))  # its output is the host's own
+        handle = build(ROWS["head"], 0, CachedFeatures(prepare(run)[1]))  # its output is the host's
         save(base, {"test": [score(handle, one)[1] for one in test]})
-    handle = train(row, seed, sequences, folder, validation)
-    result: dict[str, Any] = {"seed": seed, "curve": read_curve(folder / "training")}
+    handle = train(run, validation)
+    result: dict[str, Any] = {"seed": run.seed, "curve": read_curve(run.folder / "training")}
     result["best"] = result["end"] = [score(handle, one)[1] for one in test]
-    if max(result["curve"], key=result["curve"].get) != str(STEPS):
-        handle.fusion.load_state_dict(torch.load(folder / "end.pt", weights_only=True))
+    if max(result["curve"], key=result["curve"].get) != str(run.steps):
+        handle.fusion.load_state_dict(torch.load(run.folder / "end.pt", weights_only=True))
         result["end"] = [score(handle, one)[1] for one in test]
-    if row.label == "DM" and seed == 0:
-        result["interpolation"] = interpolate(handle, row, seed, sequences, folder, validation)
-    save(path, result | {"seconds": time.process_time() - started, **now()})
+    if run.row.label == "DM" and run.seed == 0:
+        result["interpolation"] = interpolate(handle, run, validation)
+    save(run.result, result | {"seconds": time.process_time() - started, **now()})
 
 
-def interpolate(
-    handle: Attachment, row: Row, seed: int, sequences: int, folder: Path, validation: list[Path]
-) -> dict[str, float]:
+def interpolate(handle: Attachment, run: Run, validation: list[Path]) -> dict[str, float]:
     """Validation of weights between the start and the end of training (Wortsman et al. 2022)."""
-    _, calibration = prepare(row, seed, sequences, folder)
-    start: dict[str, Tensor] = build(row, seed, CachedFeatures(calibration)).fusion.state_dict()
-    end = torch.load(folder / "end.pt", weights_only=True)
+    start = build(run.row, run.seed, CachedFeatures(prepare(run)[1])).fusion.state_dict()
+    end = torch.load(run.folder / "end.pt", weights_only=True)
     found = {}
     for part in (0.25, 0.5, 0.75):
         handle.fusion.load_state_dict(
@@ -214,9 +205,10 @@ def report(options: argparse.Namespace, done: dict[tuple[int, str], dict[str, li
             tables[-1]["interpolation"] = runs["DM"][0].get("interpolation")
     text += (
         f"SR of pairs, percent: {' / '.join(SETTINGS)}; {SPLITS['test'][1]} pairs each; "
-        f"{STEPS} steps of {BATCH}, [ ] 95 % bootstrap interval of the paired difference over "
-        f"seeds and sequences.\n\n`python {' '.join(sys.argv)}`, {seconds / 60:.0f} minutes of one "
-        f"core, {machine(torch.device('cpu'))['processor']}, {now()['date']}\n"
+        f"{options.steps} steps of {BATCH}; [ ] is the 95 % bootstrap interval of the paired "
+        f"difference over seeds and sequences.\n\n`python {' '.join(sys.argv)}`, "
+        f"{seconds / 60:.0f} minutes of one core, {machine(torch.device('cpu'))['processor']}, "
+        f"{now()['date']}\n"
     )
     options.out.mkdir(parents=True, exist_ok=True)
     write_atomically(options.out / "data.md", lambda path: path.write_text(text))
@@ -235,6 +227,7 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, nargs="+", default=SIZES)
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--degradation", nargs="+", choices=("with", "without"), default=["with"])
+    parser.add_argument("--steps", type=int, default=384, help="of 8 pairs (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--report", action="store_true", help="run nothing")
     parser.add_argument("--work", type=Path, default=Path("runs/data"))
@@ -253,11 +246,11 @@ def main() -> None:
         row = ROWS[name]
         if kind == "without":
             row = Row(**vars(row) | {"probability": 0.0})
-        path = find(row, sequences, seed, options.work)
-        if not options.report and not path.is_file():
-            measure(row, sequences, seed, options.work)
-        if path.is_file():
-            result = json.loads(path.read_text())
+        run = Run(row, sequences, seed, options.steps, options.work)
+        if not options.report and not run.result.is_file():
+            measure(run)
+        if run.result.is_file():
+            result = json.loads(run.result.read_text())
             done.setdefault((sequences, kind), {}).setdefault(row.label, []).append(result)
     print(report(options, done))
 

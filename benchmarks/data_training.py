@@ -1,9 +1,10 @@
 """One fine-tuning of benchmarks/data.py: from few sequences, with a budget chosen on validation."""
 
 import hashlib
+import json
 import sys
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from gmmt_fusion import Attachment, GenerativeFusion, attach
 from gmmt_fusion.adapters import ModuleAdapter
 from gmmt_fusion.files import write_atomically
 from gmmt_fusion.training import CachedFeatures, Degradation, cache_features, fine_tune, recipes
-from gmmt_fusion.training.degradation import KINDS
+from gmmt_fusion.training.degradation import MIX
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from embedded.sequences import TRAIN_SEEDS
@@ -28,9 +29,9 @@ from embedded.training import PairDataset
 ADAPTER = ModuleAdapter("fusion", "head", size=SEARCH_MAP)
 SMALL_UNET = {"network": "unet", "network_config": {"widths": (16, 24, 32)}}  # 0.26 M parameters
 WIDTH = 136  # of the plain convolutions, 0.25 M
-STEPS, EPOCHS, BATCH = 96, 2, 8
-MIX = (*KINDS, "missing", "missing", "missing")  # half of the degraded samples lack a modality
-PAIRS, MOST = 16, 384  # cached a sequence, and in all: half of what the budget sees
+BATCH, EVERY = 8, 48  # steps between validations
+PAIRS = 16  # cached a sequence; in all at most half of what the budget sees
+VALIDATED, TESTED = 90, 250  # pairs a setting
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,46 @@ class Row:
     ema: float | None = 0.95
 
 
+@dataclass(frozen=True)
+class Run:
+    """One fine-tuning of a row.
+
+    sequences: trained on, drawn by the seed, which is that of the training, too. steps: the budget.
+    work: folder of all runs.
+    """
+
+    row: Row
+    sequences: int
+    seed: int
+    steps: int
+    work: Path
+
+    @property
+    def name(self) -> str:
+        settings = {
+            "row": asdict(self.row) | {"label": None},
+            "sequences": self.sequences,
+            "budget": [self.steps, self.epochs, BATCH],
+            "pairs": {"validation": VALIDATED, "test": TESTED},
+        }
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+        return f"{digest}-seed{self.seed}"
+
+    @property
+    def epochs(self) -> int:
+        return max(1, self.steps // EVERY)
+
+    @property
+    def result(self) -> Path:
+        """The file of its result, there or not."""
+        return self.work / "results" / f"{self.name}.json"
+
+    @property
+    def folder(self) -> Path:
+        """Where it is trained."""
+        return self.work / "runs" / self.name
+
+
 def build(row: Row, seed: int, calibration: CachedFeatures) -> Attachment:
     """The embedded tracker with the row's fusion, calibrated: its output is the host's own."""
     torch.manual_seed(seed)
@@ -79,11 +120,10 @@ def build(row: Row, seed: int, calibration: CachedFeatures) -> Attachment:
     return handle
 
 
-def train(row: Row, seed: int, sequences: int, work: Path, validation: list[Path]) -> Attachment:
-    """Fine-tuned in `work / "training"`, and left with the best weights; the last are `end.pt`."""
-    features, calibration = (
-        CachedFeatures(folder) for folder in prepare(row, seed, sequences, work)
-    )
+def train(run: Run, validation: list[Path]) -> Attachment:
+    """Fine-tuned in its folder, and left with the best weights; the last are in `end.pt`."""
+    features, calibration = (CachedFeatures(folder) for folder in prepare(run))
+    row, seed = run.row, run.seed
     handle = build(row, seed, calibration)
     head = {id(p) for p in handle.head.parameters()}
 
@@ -97,22 +137,22 @@ def train(row: Row, seed: int, sequences: int, work: Path, validation: list[Path
         return recipes.adamw_optimizer(kept[row.control == "head" :], epochs, steps)
 
     # an epoch of few samples sees them several times
-    sampler = RandomSampler(features, num_samples=STEPS * BATCH // EPOCHS)
+    sampler = RandomSampler(features, num_samples=run.steps * BATCH // run.epochs)
     loader = DataLoader(features, BATCH, sampler=sampler)
     torch.manual_seed(seed)
 
     def validate(handle: Attachment) -> float:
         state = handle.fusion.state_dict()
-        write_atomically(work / "end.pt", lambda path: torch.save(state, path))
+        write_atomically(run.folder / "end.pt", lambda path: torch.save(state, path))
         return sum(score(handle, folder)[0] for folder in validation)
 
     fine_tune(
         handle,
         loader,
         tracking_loss,
-        work / "training",
+        run.folder / "training",
         validate=validate,
-        epochs=EPOCHS,
+        epochs=run.epochs,
         generative_weight=row.weight,
         recipe=recipe,
         ema_decay=row.ema,
@@ -149,21 +189,19 @@ def score(handle: Attachment, folder: Path) -> tuple[float, dict[int, float]]:
     return sum(means.values()) / len(means), means
 
 
-def prepare(row: Row, seed: int, sequences: int, work: Path) -> tuple[Path, Path]:
-    """Folders of the cached maps that a row trains on, and of those that calibrate it.
-
-    Every seed draws other sequences.
-    """
-    root = work.parent.parent / "features"
-    pairs = min(MOST, PAIRS * row.crops * sequences)
-    name = f"{sequences}-draw{seed}"
+def prepare(run: Run) -> tuple[Path, Path]:
+    """Folders of the cached maps that a run trains on, and of those that calibrate its fusion."""
+    root, row = run.work / "features", run.row
+    pairs = min(run.steps * BATCH // 2, PAIRS * row.crops * run.sequences)
+    name = f"{run.sequences}-draw{run.seed}"
     degradation = Degradation(row.probability, row.kinds) if row.probability else None
     digest = hashlib.sha256(repr(degradation).encode()).hexdigest()[:8]
     what = f"{row.probability:g}-{digest}" if degradation else "clean"
     train = root / f"train-{name}-{pairs}-{what}"
-    write_features(train, TRAIN_SEEDS, sequences, pairs, seed, degradation, negatives=0.08)
+    options: dict[str, Any] = {"negatives": 0.08}
+    write_features(train, TRAIN_SEEDS, run.sequences, pairs, run.seed, degradation, **options)
     calibration = root / f"calibration-{name}"
-    write_features(calibration, TRAIN_SEEDS, min(sequences, 12), 96, seed)
+    write_features(calibration, TRAIN_SEEDS, min(run.sequences, 12), 96, run.seed)
     return train, calibration
 
 

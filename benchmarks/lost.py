@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from ablation_scoring import success
 from ablation_tables import interval, with_interval
-from data import ROWS, SPLITS, find, measure, save
-from data_training import Row, build, prepare
+from data import ROWS, SPLITS, measure, save
+from data_training import Run, build, prepare
 from measuring import machine, now
 from tqdm import tqdm
 
@@ -77,17 +77,14 @@ def track(network: torch.nn.Module, name: str, count: int, jitter: int) -> dict[
     return rows
 
 
-def measure_tracking(row: Row | None, seed: int, path: Path, options: argparse.Namespace) -> None:
+def measure_tracking(run: Run | None, seed: int, path: Path, options: argparse.Namespace) -> None:
     """Track with one fusion, or with the base; every group has a place of its own in the result."""
     network, started = load_tracker(), time.process_time()
-    if row is not None:
-        trained = find(row, options.trained, seed, options.work)
-        if not trained.is_file():
-            measure(row, options.trained, seed, options.work)
-        folder = options.work / "runs" / trained.stem
-        _, calibration = prepare(row, seed, options.trained, folder)
-        handle = build(row, seed, CachedFeatures(calibration))
-        best = folder / "training" / "best"
+    if run is not None:
+        if not run.result.is_file():
+            measure(run)
+        handle = build(run.row, seed, CachedFeatures(prepare(run)[1]))
+        best = run.folder / "training" / "best"
         checkpoint.load_state(handle.fusion, checkpoint.load(best)[1], best)
         handle.fusion.manual_seed(seed)
         network = handle.network.eval()
@@ -162,6 +159,7 @@ def main() -> None:
     parser.add_argument("--groups", nargs="+", choices=LOSSES, default=list(LOSSES))
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--trained", type=int, default=40, help="sequences of fine-tuning")
+    parser.add_argument("--steps", type=int, default=384, help="of fine-tuning")
     parser.add_argument("--tracked", type=int, default=32, help="test sequences a group")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--report", action="store_true", help="run nothing")
@@ -173,13 +171,14 @@ def main() -> None:
     runs: dict[str, dict[int, dict[str, Any]]] = {}
     jobs = [(seed, name) for seed in range(options.seeds) for name in ("base", *options.rows)]
     for seed, name in tqdm(jobs, unit="run", disable=options.report):
-        row = None if name == "base" else ROWS[name]
-        stem = "base" if row is None else find(row, options.trained, seed, options.work).stem
-        path = options.work / "lost" / f"{options.tracked}-{stem.split('-')[0]}-seed{seed}.json"
+        run, stem, label = None, "base", "base"
+        if name != "base":
+            run = Run(ROWS[name], options.trained, seed, options.steps, options.work)
+            stem, label = run.name.split("-")[0], run.row.label
+        path = options.work / "lost" / f"{options.tracked}-{stem}-seed{seed}.json"
         if not options.report:
-            measure_tracking(row, seed, path, options)
+            measure_tracking(run, seed, path, options)
         if path.is_file():
-            label = "base" if row is None else row.label
             runs.setdefault(label, {})[seed] = json.loads(path.read_text())
     print(report(options, runs))
 

@@ -21,7 +21,7 @@ from gmmt_fusion.evaluation.missing import make_missing
 
 
 @pytest.mark.parametrize(
-    ("group", "fraction"), itertools.product(GROUPS, (0.0, 0.3, 0.6, 0.9, 1.0))
+    ("group", "fraction"), list(itertools.product(GROUPS, (0.0, 0.3, 0.6, 0.9, 1.0)))
 )
 def test_what_is_lost(group: str, fraction: float) -> None:
     for seed in range(8):
@@ -65,12 +65,11 @@ def test_a_tiny_run_of_both_tables(tmp_path: Path, monkeypatch: Any, capsys: Any
     for module, name, value in (
         (data, "SPLITS", splits),
         (lost, "SPLITS", splits),
-        *((module, "STEPS", 2) for module in (data, data_training)),
         (data_training, "BATCH", 2),
         (data_training, "PAIRS", 2),
     ):
         monkeypatch.setattr(module, name, value)
-    folders = ["--work", str(tmp_path / "work"), "--out", str(tmp_path)]
+    folders = ["--steps", "2", "--work", str(tmp_path / "work"), "--out", str(tmp_path)]
     for module, arguments in (
         (data, ["--sequences", "2", "--rows", "DM", "head"]),
         (lost, ["--trained", "2", "--tracked", "1", "--groups", "random", "--rows", "DM"]),

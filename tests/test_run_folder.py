@@ -147,7 +147,7 @@ def test_a_run_stays_in_its_folder(tmp_path: Path, monkeypatch: Any) -> None:
 
     train(Path("run"), epochs=2, validate=move)
     assert not list((tmp_path / "elsewhere").iterdir())
-    assert (tmp_path / "run" / "final").is_dir() and len(read_log(tmp_path / "run")) == 10
+    assert (tmp_path / "run" / "final").is_dir() and len(read_log(tmp_path / "run")) == 12
 
 
 def test_logs_are_json(tmp_path: Path) -> None:

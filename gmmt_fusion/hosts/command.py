@@ -23,6 +23,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     what.add_argument("--fusion", metavar="DIR", help="folder or hub id of the fusion to attach")
     what.add_argument("--train", metavar="DIR", help="folder to save a fine-tuned fusion in")
     command.add_argument(
+        "--steps", type=int, metavar="S", help="of sampling; default: 1, or as it was saved"
+    )
+    command.add_argument(
         "--set",
         dest="settings",
         action="append",
@@ -50,9 +53,6 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--method", default="diffusion", choices=METHODS, help="default: diffusion"
     )
     training.add_argument("--blocks", type=int, metavar="N", help="of the network, the paper's n")
-    training.add_argument(
-        "--steps", type=int, default=1, metavar="S", help="of sampling; default 1"
-    )
     training.add_argument("--size", type=int, metavar="N", help="side of the tracker's fused map")
     training.add_argument(
         "--generative-weight",

@@ -62,6 +62,8 @@ def _attaching(job: Job, own: Any) -> Any:
             _complete.add(self)
         if job.fusion is not None and is_tracker(job, self):
             handle = attach(self, job.fusion)
+            if job.build.get("steps") is not None:
+                handle.fusion.steps = job.build["steps"]
             _report(job, handle, job.fusion)
         return result
 

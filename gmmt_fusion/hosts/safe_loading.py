@@ -50,7 +50,7 @@ def _classes_of(torch: ModuleType, path: Any) -> list[Any]:
         known = _host_class(name) or _numpy_name(name)
         # the name is the file's
         found.append((known or type("NotLoaded", (NotLoaded,), {"name": name}), name))
-    return found
+    return found + _dtypes()
 
 
 def _host_class(name: str) -> type | None:
@@ -64,6 +64,13 @@ def _host_class(name: str) -> type | None:
     return value if isinstance(value, type) and not standard else None
 
 
+def _dtypes() -> list[type]:
+    """The classes of numpy's dtypes: a scalar's is asked for without being named in the file."""
+    import numpy as np
+
+    return [value for value in vars(np.dtypes).values() if isinstance(value, type)]
+
+
 def _numpy_name(name: str) -> Any:  # a class, or numpy's own maker of scalars
     import numpy as np
 
@@ -72,6 +79,4 @@ def _numpy_name(name: str) -> Any:  # a class, or numpy's own maker of scalars
         return np.float64(0).__reduce__()[0]
     if name == "numpy.dtype":
         return np.dtype
-    if module == "numpy.dtypes":
-        return getattr(np.dtypes, attribute, None)
     return None

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import distributed
 
-from ..files import write_atomically
 from ..training import recipes
 from ..training.host_loop import train_in_host
 from .fusing import attach_new, attachment_of
 from .job import Job
 from .patches import Patches
-
-OPTIONS = "run.json"
-"""Beside the fusion: the options of the run that trained it."""
+from .run_folder import RunFolder
 
 RECIPES = {"paper": recipes.paper_optimizer, "adamw": recipes.adamw_optimizer}
 
@@ -60,8 +55,8 @@ class Run:
     """
 
     def __init__(self, job: Job, trainer: Any, epochs: int) -> None:
-        self.job, self.trainer, self.folder = job, trainer, Path(job.train or "")
-        self.check_options()
+        self.job, self.trainer, self.folder = job, trainer, RunFolder(job)
+        self.folder.check_options()
         self.handle = attachment_of(trainer.actor.net) or attach_new(job, trainer.actor.net)
         trainer.optimizer, trainer.lr_scheduler = train_in_host(
             self.handle,
@@ -74,52 +69,14 @@ class Run:
         self.own_epoch, self.own_save = trainer.train_epoch, trainer.save_checkpoint
         trainer.train_epoch, trainer.save_checkpoint = self.train_epoch, self.save_checkpoint
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """What a resumed run has in common with the one that it goes on from."""
-        job = self.job
-        named = {"generative-weight": job.generative_weight, "recipe": job.recipe}
-        return {**job.build, **named, "calibrate": job.calibrate}
-
-    def check_options(self) -> None:
-        """Refuse a folder of a run with other options.
-
-        Raises:
-            ValueError: names them.
-        """
-        path = self.folder / OPTIONS
-        before = json.loads(path.read_text()) if path.exists() else self.options
-        changed = [
-            f"--{name} was {before.get(name)}, is {value}"
-            for name, value in self.options.items()
-            if before.get(name) != value
-        ]
-        if changed:
-            raise ValueError(
-                f"{self.folder} holds a fusion of another run: {'; '.join(changed)}; give the same "
-                "options to go on, or another folder"
-            )
-
     def train_epoch(self, *args: Any, **kwargs: Any) -> Any:
         """The trainer's, before whose first epoch a new fusion is calibrated."""
         if self.trainer.epoch == 1:
-            self.check_folder()
+            self.folder.check_empty("the --save_dir that it was trained in")
             if self.job.calibrate:
                 self.calibrate()
         self.saved = False
         return self.own_epoch(*args, **kwargs)
-
-    def check_folder(self) -> None:
-        """Refuse to write over another fusion.
-
-        Raises:
-            ValueError: there is one, and the trainer does not go on from a checkpoint of its own.
-        """
-        if (self.folder / "config.json").exists():
-            raise ValueError(
-                f"{self.folder} holds a fusion already, and the host's trainer found no checkpoint "
-                "to go on from; give another folder, or the --save_dir that it was trained in"
-            )
 
     def calibrate(self) -> None:
         """Set the fusion by what the host computes for a few batches of its own loader."""
@@ -147,20 +104,18 @@ class Run:
         return result
 
     def save(self) -> None:
-        self.handle.save_pretrained(self.folder)
-        text = json.dumps(self.options, indent=2) + "\n"
-        write_atomically(self.folder / OPTIONS, lambda path: path.write_text(text))
+        self.folder.save(self.handle)
         self.saved = True
 
     def finish(self) -> None:
         """Save what is not saved yet, and say so."""
         torch.set_grad_enabled(True)  # which the trainer leaves off after a validation
-        self.job.note("trained", str(self.folder))
+        self.job.note("trained", str(self.folder.path))
         if distributed.is_available() and distributed.is_initialized() and distributed.get_rank():
             return
         if not self.saved:
             self.save()
-        self.job.say(f"saved the fusion of epoch {self.trainer.epoch} in {self.folder}")
+        self.job.say(f"saved the fusion of epoch {self.trainer.epoch} in {self.folder.path}")
 
 
 def _move(data: Any, device: Any) -> Any:

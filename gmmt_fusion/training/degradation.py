@@ -12,6 +12,8 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from ..checks import check_fraction
 
 KINDS = ("dark", "low contrast", "noisy", "blurred", "missing")
+MIX = (*KINDS, *3 * ("missing",))
+"""All kinds, and "missing" as often as the others together."""
 Inputs = Any  # a host's inputs, of whatever structure
 
 
@@ -25,14 +27,14 @@ class Degradation:
 
     Args:
         probability: fraction of the samples that are degraded, 0 to 1.
-        kinds: of degradation, one of which is drawn for each such sample; ("missing",) is modality
-            dropout.
+        kinds: of degradation, one of which is drawn for each such sample, more often if it is named
+            more often; ("missing",) is modality dropout. By default half of them lack a modality.
 
     Raises:
         ValueError: a probability outside 0 to 1, an unknown kind, or none.
     """
 
-    def __init__(self, probability: float = 0.5, kinds: Sequence[str] = KINDS) -> None:
+    def __init__(self, probability: float = 0.6, kinds: Sequence[str] = MIX) -> None:
         check_fraction("probability", probability)
         if isinstance(kinds, str) or not kinds or not set(kinds) <= set(KINDS):
             raise ValueError(

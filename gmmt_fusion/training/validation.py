@@ -38,8 +38,8 @@ def validate_weights(state: RunState, validate: Validate) -> None:
     value = _score(state, validate)
     if value > state.best:
         state.best, state.best_step = value, state.step
-        scores = {"validation": value, "best": value}
-        state.on_main(lambda: state.save_fusion(state.folder / "best", **scores))
+        path = state.folder / "best"
+        state.on_main(lambda: state.save_fusion(path, validation=value, best=value))
     if average is not None:
         average.restore(state.parameters)
     state.log({"validation": value, "best": state.best, "best_step": state.best_step})
@@ -59,17 +59,20 @@ def _score(state: RunState, validate: Validate) -> float:
     return number
 
 
-def leave_best(state: RunState) -> None:
+def leave_best(state: RunState) -> dict[str, float]:
     """Load the best weights, and say where nothing that was trained is better than before.
+
+    Returns:
+        Their scores.
 
     Raises:
         OSError: they are not as they were written.
     """
     if state.best_step < 0:  # no validation gave a number
-        return
+        return {}
     path: Path = state.folder / "best"
     checkpoint.load_state(state.attachment.fusion, checkpoint.load(path)[1], path)
-    base = state.record.get("base", state.best)
+    base, text = state.record.get("base", state.best), ""
     if state.best < base:
         text = (
             f"the best validation is {state.best:g}, and the host's own fusion has {base:g}: track "
@@ -77,7 +80,6 @@ def leave_best(state: RunState) -> None:
         )
     elif state.best_step == 0 < state.step:
         text = f"no epoch's validation was above the start's {state.best:g}, and the start is kept"
-    else:
-        return
-    if state.accelerator.is_main_process:
-        warnings.warn(text, stacklevel=5)
+    if text and state.accelerator.is_main_process:
+        warnings.warn(text, stacklevel=6)
+    return {"validation": state.best}
