@@ -29,7 +29,7 @@ class Case:
     train: one training forward, whatever the host returns. adapter: for `attach`. fusion: arguments
     of GenerativeFusion. fused_in: a submodule that only the host's own fusion runs, or "" where
     there is none. fullgraph: whether the host alone compiles as one graph. fusions: of one training
-    forward.
+    forward. apart: whether the host computes something between its fusion and its head.
     """
 
     name: str
@@ -41,6 +41,7 @@ class Case:
     fused_in: str = ""
     fullgraph: bool = True
     fusions: int = 1
+    apart: bool = False
 
     def make_fusion(self, **options: Any) -> GenerativeFusion:
         """A fusion whose output differs visibly from the host's: its last layer is not at zero."""
@@ -236,6 +237,7 @@ CASES = [
         of_sttrack,
         lambda: ModuleAdapter("MambaFusion", "box_head", size=8, tokens=(16, 80)),
         TINY,
+        apart=True,
     ),
     Case(
         "caformer",
@@ -260,6 +262,7 @@ CASES = [
         of_seqtrack,
         lambda: ModuleAdapter("encoder.body.interface_blocks.1", "decoder", size=8),
         TINY,
+        apart=True,
     ),
     *(
         Case(
