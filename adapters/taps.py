@@ -86,7 +86,7 @@ class TapAdapter(AtHeadAdapter):
         *args: Any,
         **kwargs: Any,
     ) -> Any:  # as forward's
-        given: dict[int | str, Any] = {**dict(enumerate(args)), **kwargs}
+        given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}  # int or str
         out = forward(*args, **kwargs)
         seen = current.memory.setdefault(module, [])
         seen.append({"input": given, "output": out})

@@ -98,12 +98,14 @@ def describe_fusion(
     options = ", ".join(f"{key} {value}" for key, value in config.network_config.items())
     counts = count_parameters(shapes)
     parts = ", ".join(f"{part} {count:,}" for part, count in counts.items())
+    width = f"{config.channels} channels"
+    if config.fused_channels != config.channels:
+        width += f" (fused {config.fused_channels})"
     described = {
         "method": config.method + (f", s = {config.steps}" if config.method == "diffusion" else ""),
         "network": config.network + (f" ({options})" if options else ""),
         "residual path": config.residual or "none",
-        "maps": f"{config.modalities} modalities, {config.channels} channels, "
-        + "×".join(map(str, config.size)),
+        "maps": f"{config.modalities} modalities, {width}, " + "×".join(map(str, config.size)),
         "parameters": f"{sum(counts.values()):,} ({parts})",
         "host": section(about, "host").get("host", ""),
         "adapter": ", ".join(_list_adapters(about)),
