@@ -279,8 +279,10 @@ import os
 import sys
 
 port = sys.argv[2:]
-launch = "-m torch.distributed.launch --nproc_per_node 2 --master_port %s " % "".join(port)
-os.system("python " + (launch if port else "") + "lib/train/run_training.py --save_dir " + sys.argv[1])
+script = "lib/train/run_training.py --save_dir " + sys.argv[1]
+if port:
+    script = "-m torch.distributed.launch --nproc_per_node 2 --master_port %s " % port[0] + script
+os.system("python " + script)
 """,
     "workspace/test.py": f"""
 import multiprocessing
