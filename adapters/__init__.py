@@ -12,6 +12,7 @@ from .encoder import EncoderAdapter
 from .module import ModuleAdapter
 from .sdstrack import SDSTrackAdapter
 from .siamban import SiamBANAdapter
+from .taps import Tap, TapAdapter
 from .tbsi import TBSIAdapter
 from .vipt import ViPTAdapter
 
@@ -25,6 +26,8 @@ __all__ = [
     "SDSTrackAdapter",
     "SiamBANAdapter",
     "TBSIAdapter",
+    "Tap",
+    "TapAdapter",
     "ViPTAdapter",
     "attach",
     "siamban",

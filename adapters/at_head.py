@@ -11,7 +11,9 @@ from gmmt_fusion.attaching.plugin import ForwardPass
 
 
 class AtHeadAdapter(Adapter):
-    """The fused map is the first map that the head is called with; `fuse` is the head's method."""
+    """The fused map is a map that the head is called with; `fuse` is the head's method."""
+
+    argument: int = 0  # which of them, the first
 
     @abstractmethod
     def features(self, current: ForwardPass, fused: Tensor) -> Sequence[Tensor]:
@@ -24,13 +26,13 @@ class AtHeadAdapter(Adapter):
         places: list[tuple[Any, Any]] = [(positional, i) for i in range(len(args))]
         places += [(kwargs, name) for name in kwargs]
         maps = [(holder, key) for holder, key in places if _is_map(holder[key])]
-        if not maps:
+        if len(maps) <= self.argument:
             kinds = ", ".join(type(holder[key]).__name__ for holder, key in places)
             raise ValueError(
                 f"the head {self.head!r} was called with {kinds or 'nothing'}; expected the fused "
                 "map (B, C, H, W) as an argument"
             )
-        holder, key = maps[0]
+        holder, key = maps[self.argument]
         fused: Tensor = holder[key]
         holder[key] = generated = current.fuse(self.features(current, fused), fused)
         if generated.shape != fused.shape:

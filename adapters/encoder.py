@@ -21,8 +21,9 @@ class EncoderAdapter(AtHeadAdapter):
     times, as such trackers are given images of one modality. What the head would get of these
     passes is f_1 … f_m, and what it gets of the host's own is the fused map.
 
-    The cost: m more passes of the encoder, in a frame and in a training step. An encoder that keeps
-    something from call to call is not for this adapter.
+    The cost: m more passes of the encoder, in a frame and in a training step. A frame of
+    SUTrack-T224 took 2.97 times the processor time. An encoder that keeps something from call to
+    call is not for this adapter.
 
     Args:
         encoder, head: dotted names of the submodules. Of what the encoder returns, in whatever

@@ -3,8 +3,8 @@
     python benchmarks/ablation.py table2    # what is gained, against controls, by which method
     python benchmarks/ablation.py window    # the tracker's own parameter, for base, head and DM
 
-and, on validation sequences, weight, steps, blocks, weighting, prediction, training, noise,
-precision, degradation or interpolation in their place.
+and, on validation sequences, weight, steps, blocks, patches, weighting, prediction, training,
+noise, precision, degradation or interpolation in their place.
 
 Every row is a fine-tuning of equal budget on the same cached features, then the tracking loss and
 success of held-out pairs of template and search image, and tracking through held-out sequences,

@@ -46,8 +46,9 @@ def plan(options: argparse.Namespace) -> list[tuple[str, ...]]:
             rows += [(kind, "embedded", preset, "float32") for preset in ("small", "small-unet")]
             if "HOSTS" in os.environ and not options.quick:
                 rows += [
-                    (kind, name, "small-unet" if "siamban" in name else "small", "float32")
+                    (kind, name, preset, "float32")
                     for name in REAL_HOSTS
+                    for preset in ("small", *(["small-unet"] if "siamban" in name else []))
                 ]
         else:
             names = {"attaching": ("vit_b", "embedded", "empty"), "memory": ("attached", "kept")}

@@ -44,7 +44,8 @@ from gmmt_fusion.training.degradation import KINDS
 
 BASE, GMMT = "base", "+GMMT"
 SAVE_EVERY = 10  # steps
-SHIPPED = Path(__file__).parent / "embedded" / "fusion"  # see its README.md
+# what `python examples/quickstart.py --out runs/shipped` leaves in runs/shipped/fusion
+SHIPPED = Path(__file__).parent / "embedded" / "fusion"
 
 
 def main(options: argparse.Namespace) -> int:
@@ -103,8 +104,16 @@ def attach_fusion(tracker: SiameseTracker, options: argparse.Namespace) -> Attac
     else:
         handle = fine_tune_fusion(tracker, adapter, options)
     if not options.pretrained:
+        handle.fusion.about.setdefault("training", {})["command"] = command_of(options)
         handle.save_pretrained(options.out / "fusion", license="apache-2.0")
     return handle
+
+
+def command_of(options: argparse.Namespace) -> str:
+    """What trains this fusion."""
+    names = ("method", "network", "steps", "seed")
+    given = " ".join(f"--{name} {getattr(options, name)}" for name in names)
+    return f"python examples/quickstart.py {given}"
 
 
 def fine_tune_fusion(
@@ -117,8 +126,9 @@ def fine_tune_fusion(
     calibration = DataLoader(
         PairDataset(TRAIN_SEEDS, sequences=20, length=128, seed=options.seed + 1), 16
     )
-    fusion = GenerativeFusion(
-        64, size=SEARCH_MAP, method=options.method, network=options.network, residual="conv3x3"
+    preset = {"uvit": "small", "unet": "small-unet"}[options.network]
+    fusion = GenerativeFusion.preset(
+        preset, 64, SEARCH_MAP, method=options.method, residual="conv3x3"
     )
     handle = attach(tracker, fusion, adapter, calibrate=[(batch,) for batch in calibration])
     handle.print_trainable_parameters()

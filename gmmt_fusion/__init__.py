@@ -9,6 +9,7 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .adapters.auto import attach
+    from .adapters.finding import find_fusion
     from .attaching.attachment import Attachment
     from .attaching.host_checkpoint import load_host_checkpoint
     from .model.fusion import FusionOutput, GenerativeFusion
@@ -20,6 +21,7 @@ __all__ = [
     "GenerativeFusion",
     "__version__",
     "attach",
+    "find_fusion",
     "load_host_checkpoint",
     "train_in_host",
 ]
@@ -27,6 +29,7 @@ __all__ = [
 _HOMES = {
     "Attachment": "attaching.attachment",
     "attach": "adapters.auto",
+    "find_fusion": "adapters.finding",
     "FusionOutput": "model.fusion",
     "GenerativeFusion": "model.fusion",
     "load_host_checkpoint": "attaching.host_checkpoint",

@@ -17,6 +17,7 @@ from .version import __version__
 COMMANDS = {  # name: (module, what it does)
     "track": (".commands.track", "run a tracker over a benchmark, or over your own pair of videos"),
     "evaluate": (".commands.evaluate", "score result files by a benchmark's own protocol"),
+    "find": (".commands.find", "find where a tracker fuses, and print the lines that attach there"),
     "figures": (".commands.figures", "draw what a fusion generates in a tracker"),
     "cache": (".commands.cache", "compute a frozen tracker's features once, or check a cache"),
     "info": (".commands.info", "tell what a saved fusion is"),

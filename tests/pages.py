@@ -38,20 +38,9 @@ PAGES = [
 ]
 QUIET = {"text", "bibtex", "json", "yaml", "ini"}
 """Languages of what is shown and not run."""
-TOOLS = {
-    ".",
-    "cd",
-    "eval",
-    "git",
-    "ls",
-    "mkdir",
-    "mypy",
-    "pre-commit",
-    "ruff",
-    "mkdocs",
-    "tensorboard",
-}
-TOOLS |= {".ci/run", "sbatch", "srun"}
+TOOLS = {".", ".ci/run", "cd", "eval", "export", "git", "ls", "mkdir", "mkdocs", "mypy"}
+TOOLS |= {"pre-commit", "ruff", "sbatch", "srun", "tensorboard"}
+"""Commands that are shown and not run."""
 
 
 @dataclass(frozen=True)
@@ -151,11 +140,11 @@ def check_patched(block: Block) -> None:
 def commands(code: str) -> Iterator[list[str]]:
     """The commands of a bash block, as words, without what sets variables before them."""
     for line in code.replace("\\\n", " ").splitlines():
-        lexer = shlex.shlex(line, posix=True, punctuation_chars="&|;")
+        lexer = shlex.shlex(line, posix=True, punctuation_chars="&|;()")
         lexer.whitespace_split = True
         words: list[str] = []
         for word in [*lexer, ";"]:
-            if set(word) <= set("&|;"):
+            if set(word) <= set("&|;()"):
                 if words:
                     yield words
                 words = []
@@ -168,7 +157,7 @@ def check_command(block: Block, words: list[str]) -> None:
     match words:
         case ["python", "-m", "gmmt_fusion", *rest] | ["gmmt-fusion", *rest]:
             run_own(block, rest)
-        case ["python" | "python3", "-m", module, *_]:
+        case [python, "-m", module, *_] if re.fullmatch(r"python[\d.]*", python):
             assert find_spec(module), f"{block.place}: there is no module {module!r}"
         case ["python", script, *rest] if script.endswith(".py"):
             check_script(block, script, rest)
@@ -184,7 +173,7 @@ def check_command(block: Block, words: list[str]) -> None:
 
             options = get_args_parser().parse_args(rest)
             check_script(block, options.training_script, options.training_script_args)
-        case [tool, *_]:
+        case [tool, *_] if not tool.startswith("--"):  # which go on with a command shown above
             assert tool in TOOLS, f"{block.place}: what is {shlex.join(words)}?"
 
 

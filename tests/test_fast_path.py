@@ -30,6 +30,14 @@ METHODS += [
     {"method": "diffusion", "scheduler": {"_class_name": "DDPMScheduler"}, "steps": 3},
     {"method": "diffusion", "eta": 1.0, "steps": 3},
 ]
+
+
+@pytest.fixture(autouse=True)
+def small_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Matrix products in place of the convolutions, which are meant for large ones."""
+    monkeypatch.setattr("gmmt_fusion.model.fast_path.LEAST_WEIGHTS", 0)
+
+
 each_host = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 

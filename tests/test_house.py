@@ -84,6 +84,25 @@ def test_no_file_is_long(folder):
     assert not {str(path): length for path, length in lengths.items() if length > 400}
 
 
+def test_attaching_imports_little():
+    """What takes a tenth of a second or more is imported where it is needed."""
+    code = (
+        "import sys, torch; before = set(sys.modules); "
+        "from gmmt_fusion import GenerativeFusion, attach; "
+        "print(*sorted({name.split('.')[0] for name in set(sys.modules) - before}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    heavy = {
+        "huggingface_hub",
+        "diffusers",
+        "safetensors",
+        "accelerate",
+        "transformers",
+        "requests",
+    }
+    assert not heavy & set(done.stdout.split()), done.stdout
+
+
 @pytest.mark.parametrize(
     "work",
     ["evaluation.metrics", "evaluation.layouts", "cli; gmmt_fusion.cli.make_parser()"],

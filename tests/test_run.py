@@ -87,9 +87,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_processes_that_spawn_starts(checkout: Path) -> None:
-    done = command(
-        "run", "--fusion", "../fusion", "--path", HERE, "workspace/test.py", "parallel"
-    )()
+    done = command("run", "--fusion", "../fusion", "--path", HERE, "workspace/test.py", "parallel")
     assert done.returncode == 0, done.stderr
     assert "one TinyTrack True (1, 4)" in done.stdout and done.stdout.count("gmmt_fusion:") == 1
 
@@ -99,7 +97,7 @@ def test_processes_that_a_command_starts(checkout: Path, tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
     assert "attached a new fusion" in done.stdout and "saved the fusion of epoch 2" in done.stdout
     assert "calibrated on 1 batches" in done.stdout
-    assert files(tmp_path / "trained") == {"config.json", "model.safetensors"}
+    assert files(tmp_path / "trained") >= {"config.json", "model.safetensors", "run.json"}
     failing = command(*train("--set", "TRAIN.BATCH_SIZE=0", script="tracking/train.py"))
     assert failing.returncode != 0
     assert "batch_size" in failing.stderr and "has failed" in failing.stderr
@@ -112,17 +110,21 @@ def test_train_and_resume(checkout: Path, tmp_path: Path, capfd: Any) -> None:
     assert "epoch 2 ['Loss/generative', 'Loss/total'] 4" in out, out
     first = GenerativeFusion.from_pretrained(tmp_path / "trained")
     assert first.config.method == "cgan" and first.config.size == (8, 8)
-    assert main(train("--method", "cgan", "--set", "TRAIN.EPOCH=3")) == 0
+    options = ["--method", "cgan", "--generative-weight", "2"]
+    assert main(train(*options)) != 0
+    assert "--recipe was adamw, is paper" in capfd.readouterr().err
+    saved = tmp_path / "host" / "TinyTrack_ep0002.pth.tar"
+    saved.unlink()  # as if it had been killed
+    assert main(train(*options, "--recipe", "adamw")) == 0
     out = capfd.readouterr().out
-    assert "epoch 3" in out and "epoch 2 [" not in out  # and the averages go on
-    assert "['Loss/generative', 'Loss/total'] 6" in out
+    assert "epoch 1" not in out
+    assert "epoch 2 ['Loss/generative', 'Loss/total'] 4" in out  # its averages go on
     second = GenerativeFusion.from_pretrained(tmp_path / "trained")
     changed = [
         not torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True)
     ]
     assert any(changed) and files(checkout) == before
     # its checkpoint is the host's, too
-    saved = tmp_path / "host" / "TinyTrack_ep0003.pth.tar"
     os.replace(saved, checkout / "models" / "tiny.pth")
     run = ["run", "--fusion", "../trained", "--path", HERE, "workspace/test.py"]
     assert main(run) == 0 and "cgan" in capfd.readouterr().out

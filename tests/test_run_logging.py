@@ -54,14 +54,14 @@ def test_any_tracker_gets_settings_losses_and_images(tmp_path: Path) -> None:
         asked.append((attachment.network.training, attachment.fusion.training))
         return {"frame": IMAGE}
 
-    train(tmp_path, epochs=2, log_with=notebook, images=draw, validate=lambda _: 1.0)
+    values = iter([0.5, 1.0, 2.0, 3.0])  # of the host, the start and each epoch
+    options = {"epochs": 2, "images": draw, "validate": lambda _: next(values)}
+    train(tmp_path, log_with=notebook, **options)
     assert notebook.config["optimizer"] == "AdamW" and notebook.config["epochs"] == 2
     steps = [step for step, values in notebook.logged if "loss" in values]
     assert steps == list(range(1, len(steps) + 1)) and len(steps) % 2 == 0
-    assert [values["validation"] for _, values in notebook.logged if "validation" in values] == [
-        1,
-        1,
-    ]
+    found = [values["validation"] for _, values in notebook.logged if "validation" in values]
+    assert found == [1, 2, 3]
     assert asked == [(False, False)] * 2
     assert [step for step, _ in notebook.images] == [len(steps) // 2, len(steps)]
     assert notebook.images[0][1]["frame"].shape == (1, *IMAGE.shape)

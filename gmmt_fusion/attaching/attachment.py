@@ -185,7 +185,8 @@ class Attachment:
         points = {}
         for name, module in self.network.named_modules():
             if isinstance(module, Point):
-                adapter = getattr(module._gmmt_method, "__self__", None)
+                method = getattr(module._gmmt_method, "func", module._gmmt_method)
+                adapter = getattr(method, "__self__", None)
                 options = vars(adapter) if adapter is not None else {}
                 options = {key: x for key, x in options.items() if isinstance(x, PLAIN)}
                 points[name] = {"adapter": type(adapter).__name__, "options": options}

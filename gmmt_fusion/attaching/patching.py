@@ -205,11 +205,11 @@ def _swapped(kind: type[Any], original: type[Any]) -> type[Any]:
     names["forward"] = forward
     if kind is not Point:
         make = _redirect if kind is Head else _enclose
-        names.update({name: make(name, method) for name, method in _own_methods(original).items()})
+        names.update({name: make(name, method) for name, method in own_methods(original).items()})
     return type(original.__name__, (kind, original), names)
 
 
-def _own_methods(original: type[Any]) -> dict[str, Callable[..., Any]]:
+def own_methods(original: type[Any]) -> dict[str, Callable[..., Any]]:
     """The methods that a class adds to nn.Module's: public ones, and those of containers."""
     own: dict[str, Any] = {}
     for cls in reversed(original.__mro__):

@@ -394,5 +394,6 @@ class ForwardPass:
         autocast = torch.is_autocast_enabled(result.device.type)
         parameter = None if autocast else first_parameter(self.plugin.head)
         like = target if parameter is None else parameter
-        result = result if like is None else result.to(like.dtype)
+        if like is not None and like.dtype != result.dtype:
+            result = result.to(like.dtype)
         return result.contiguous()  # hosts use .view, which a channels-last map does not survive

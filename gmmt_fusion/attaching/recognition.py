@@ -57,7 +57,8 @@ def recognise(tracker: object, candidates: Sequence[Adapter]) -> tuple[nn.Module
     raise ValueError(
         "no fusion point was found; looked for\n"
         + "\n".join(tried)
-        + "\nAttach with adapter=ModuleAdapter(fusion='…', head='…'), or an Adapter of your own"
+        + "\n`python -m gmmt_fusion find --tracker my_tracker.py:build` looks for one, and prints "
+        "the lines to attach there, with an adapter such as ModuleAdapter(fusion='…', head='…')"
     )
 
 

@@ -47,21 +47,49 @@ def check_output(folder: Path) -> None:
         raise OSError(problem) from None
 
 
-def add_tracker(command: argparse.ArgumentParser) -> None:
-    """The arguments of commands that run a user's tracker."""
+def add_tracker(command: argparse.ArgumentParser, *, fusion: bool = True) -> None:
+    """The arguments of commands that run a user's tracker; with `fusion`, one attached to it."""
     command.add_argument(
         "--tracker",
         required=True,
         metavar="SPEC",
         help="module:function or file.py:function, without arguments, that returns the tracker",
     )
-    command.add_argument(
-        "--fusion",
-        metavar="DIR",
-        help="saved fusion to attach to it, a folder or hub id; omit where the function does it",
-    )
+    if fusion:
+        command.add_argument(
+            "--fusion",
+            metavar="DIR",
+            help="saved fusion to attach, a folder or hub id; omit where the function does it",
+        )
     command.add_argument(
         "--device",
         metavar="NAME",
         help="where the tracker's networks go: cpu, cuda, cuda:1, … (default: where they are)",
     )
+
+
+def add_pair(command: argparse.ArgumentParser) -> None:
+    """The arguments of commands that take one's own pair of videos."""
+    command.add_argument(
+        "--visible", type=Path, metavar="PATH", help="your own video, or folder of images"
+    )
+    command.add_argument(
+        "--auxiliary", type=Path, metavar="PATH", help="the same in thermal or depth"
+    )
+    command.add_argument(
+        "--depth", action="store_true", help="its images are depths, 16 bits, millimetres"
+    )
+    command.add_argument(
+        "--box",
+        type=_parse_box,
+        metavar="X,Y,W,H",
+        help="the target's in the first frame, in pixels",
+    )
+
+
+def _parse_box(text: str) -> list[float]:
+    try:
+        x, y, w, h = map(float, text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected four numbers x,y,w,h") from None
+    return [x, y, w, h]

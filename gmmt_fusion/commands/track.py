@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..evaluation.layouts import LAYOUTS
 from ..evaluation.text_files import read_names
-from .console import add_tracker, check_output, note, noting, print_line
+from .console import add_pair, add_tracker, check_output, note, noting, print_line
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -23,21 +23,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--sequences", type=Path, metavar="FILE", help="names of the sequences, one per line"
     )
     command.add_argument("--video", action="store_true", help="write annotated videos, too")
-    command.add_argument(
-        "--visible", type=Path, metavar="PATH", help="your own video, or folder of images"
-    )
-    command.add_argument(
-        "--auxiliary", type=Path, metavar="PATH", help="the same in thermal or depth"
-    )
-    command.add_argument(
-        "--depth", action="store_true", help="its images are depths, 16 bits, millimetres"
-    )
-    command.add_argument(
-        "--box",
-        type=_parse_box,
-        metavar="X,Y,W,H",
-        help="the target's in the first frame, in pixels",
-    )
+    add_pair(command)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -75,11 +61,3 @@ def run(options: argparse.Namespace) -> None:
     if times:
         rate = f": {frames} frames, {frames / max(seconds, 1e-9):.1f} frames/s in the tracker"
     print_line(f"tracked {len(times)} of {len(sequences)} sequences{rate}; look into {options.out}")
-
-
-def _parse_box(text: str) -> list[float]:
-    try:
-        x, y, w, h = map(float, text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}; expected four numbers x,y,w,h") from None
-    return [x, y, w, h]

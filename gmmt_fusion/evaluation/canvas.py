@@ -44,17 +44,17 @@ def draw_boxes(axis: Axes, boxes: Mapping[str, np.ndarray], truth: np.ndarray | 
     found, scale = list(boxes.values()), _points_per_pixel(axis)
     shown = [box for box in [*found, truth] if box is not None and np.isfinite(box).all()]
     sides = [min(box[2:]) * scale for box in shown]
-    width = float(np.clip(min(sides, default=0) / 16, 0.6, 1.4))
+    width = float(np.clip(min(sides, default=0) / 16, 0.8, 1.4))
     if truth is not None:
-        _draw_box(axis, truth, color="black", linewidth=2.4 * width)
-        _draw_box(axis, truth, color="white", linewidth=width)
+        _draw_box(axis, truth, color="black", linewidth=3 * width)
+        _draw_box(axis, truth, color="white", linewidth=2 * width)
     for index, (box, colour) in enumerate(zip(found, colours(len(found)), strict=True)):
         together = [i for i, x in enumerate(found) if _distance(x, box) * scale <= 1.5 * width]
         style: Any = "-"
         if len(together) > 1:
             place, count = together.index(index), len(together)
             style = ((count - place) % count * DASH, (DASH, (count - 1) * DASH))
-        _draw_box(axis, box, color=colour, linewidth=1.2 * width, linestyle=style)
+        _draw_box(axis, box, color=colour, linewidth=width, linestyle=style)
 
 
 def _distance(box: np.ndarray, other: np.ndarray) -> float:

@@ -14,8 +14,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..attaching.attachment import Attachment
+from ..attaching.families import find_family
 from .sequences import TrackingSequence
-from .trackers import find_family
 from .tracking import run
 
 

@@ -103,7 +103,8 @@ def draw_tracked_frames(
 
         outline = withStroke(linewidth=3.5, foreground="black")
         handles.append(Line2D([], [], color="white", label="truth", path_effects=[outline]))
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    columns = min(len(handles), 2 * len(chosen))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
     figure.suptitle(printable(title), fontsize=10)
     return save(figure, path)
 

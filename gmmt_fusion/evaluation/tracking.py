@@ -14,11 +14,12 @@ from typing import Any, TextIO
 import numpy as np
 import torch
 
+from ..attaching.families import find_family
 from ..files import differences, own_folder, write_atomically
 from .box_files import MOST, read_boxes
 from .sequences import TrackingSequence
 from .text_files import printable
-from .trackers import CONFIDENCE_KEYS, find_confidence, find_family, hash_networks, name_tracker
+from .trackers import CONFIDENCE_KEYS, find_confidence, hash_networks, name_tracker
 from .videos import write_video
 
 SETTINGS, TIMES = "tracking.json", "times.csv"

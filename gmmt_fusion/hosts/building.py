@@ -18,7 +18,7 @@ def new_fusion(
     preset: str = "small",
     method: str = "diffusion",
     blocks: int | None = None,
-    steps: int = 1,
+    steps: int | None = None,
     size: int | None = None,
 ) -> GenerativeFusion:
     """A fusion for the network that an adapter has recognised.
@@ -44,7 +44,11 @@ def new_fusion(
     if size is None:
         head = network.get_submodule(adapter.head)
         size = int(getattr(head, "feat_sz", 0) or getattr(adapter, "size", 0) or 16)
-    options: dict[str, Any] = {"method": method, "steps": steps, "modalities": adapter.modalities}
+    options: dict[str, Any] = {
+        "method": method,
+        "steps": steps or 1,
+        "modalities": adapter.modalities,
+    }
     if adapter.modalities is None:
         del options["modalities"]
     if blocks is not None:

@@ -23,6 +23,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     what.add_argument("--fusion", metavar="DIR", help="folder or hub id of the fusion to attach")
     what.add_argument("--train", metavar="DIR", help="folder to save a fine-tuned fusion in")
     command.add_argument(
+        "--steps", type=int, metavar="S", help="of sampling; default: 1, or as it was saved"
+    )
+    command.add_argument(
         "--set",
         dest="settings",
         action="append",
@@ -50,9 +53,6 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--method", default="diffusion", choices=METHODS, help="default: diffusion"
     )
     training.add_argument("--blocks", type=int, metavar="N", help="of the network, the paper's n")
-    training.add_argument(
-        "--steps", type=int, default=1, metavar="S", help="of sampling; default 1"
-    )
     training.add_argument("--size", type=int, metavar="N", help="side of the tracker's fused map")
     training.add_argument(
         "--generative-weight",
@@ -116,16 +116,15 @@ def find_root(script: str) -> str:
     """The folder of the repository that a script belongs to.
 
     The current one where the script lies in it, else the nearest one above with a `.git` or, of an
-    unpacked archive, a README.md, else the script's own.
+    unpacked archive, a README.md, else the current one, as for the script of an installed command.
     """
     path = Path(os.path.realpath(script))
     here = Path(os.path.realpath(""))
-    if here in path.parents:
-        return str(here)
-    for folder in path.parents:
-        if (folder / ".git").exists() or (folder / "README.md").exists():
-            return str(folder)
-    return str(path.parent)
+    if here not in path.parents:
+        marks = (".git", "README.md")
+        roots = (folder for folder in path.parents if any((folder / m).exists() for m in marks))
+        here = next(roots, here)
+    return str(here)
 
 
 def _pair(text: str) -> tuple[str, str]:

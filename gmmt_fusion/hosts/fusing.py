@@ -28,6 +28,8 @@ def watch_networks(job: Job, patches: Patches) -> None:
     """Attach `job.fusion` after the weights of a recognised network are loaded; for training,
     before it is wrapped for several processes.
     """
+    _complete.clear()
+    _attached.clear()
     patches.set(nn.Module, "load_state_dict", _attaching(job, nn.Module.load_state_dict))
     if job.train:
         parallel = nn.parallel.DistributedDataParallel
@@ -60,6 +62,8 @@ def _attaching(job: Job, own: Any) -> Any:
             _complete.add(self)
         if job.fusion is not None and is_tracker(job, self):
             handle = attach(self, job.fusion)
+            if job.build.get("steps") is not None:
+                handle.fusion.steps = job.build["steps"]
             _report(job, handle, job.fusion)
         return result
 

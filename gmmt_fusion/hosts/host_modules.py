@@ -104,7 +104,7 @@ def note_errors(job: Job, kind: type, patches: Patches) -> None:
         try:
             return own(self, seq, *args, **kwargs)
         except Exception as error:
-            name = getattr(seq, "name", "a sequence")
+            name = getattr(seq, "name", seq)
             job.note("error", f"{name}: {type(error).__name__}: {error}")
             raise
 

@@ -39,14 +39,18 @@ def load_own_checkpoints(torch: ModuleType, patches: Patches) -> None:
 
 
 def _classes_of(torch: ModuleType, path: Any) -> list[Any]:
+    import numpy as np
+
     from ..attaching.inert_pickle import NotLoaded
 
-    found: list[Any] = []
+    found: list[Any] = [  # of numbers, by which no file names them
+        kind for kind in vars(np.dtypes).values() if isinstance(kind, type)
+    ]
     for name in torch.serialization.get_unsafe_globals_in_checkpoint(path):
         known = _host_class(name) or _numpy_name(name)
         # the name is the file's
         found.append((known or type("NotLoaded", (NotLoaded,), {"name": name}), name))
-    return found
+    return found + _dtypes()
 
 
 def _host_class(name: str) -> type | None:
@@ -60,6 +64,13 @@ def _host_class(name: str) -> type | None:
     return value if isinstance(value, type) and not standard else None
 
 
+def _dtypes() -> list[type]:
+    """The classes of numpy's dtypes: a scalar's is asked for without being named in the file."""
+    import numpy as np
+
+    return [value for value in vars(np.dtypes).values() if isinstance(value, type)]
+
+
 def _numpy_name(name: str) -> Any:  # a class, or numpy's own maker of scalars
     import numpy as np
 
@@ -68,6 +79,4 @@ def _numpy_name(name: str) -> Any:  # a class, or numpy's own maker of scalars
         return np.float64(0).__reduce__()[0]
     if name == "numpy.dtype":
         return np.dtype
-    if module == "numpy.dtypes":
-        return getattr(np.dtypes, attribute, None)
     return None

@@ -6,11 +6,14 @@ Nothing changes for a config of one stream. What trains a fusion is in `siamban_
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.abc
 import importlib.machinery
 import inspect
 import os
+import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any
 
@@ -172,6 +175,41 @@ class _Region(importlib.abc.Loader):
         vars(module).update(
             vot_float2str=vot_float2str, vot_overlap=vot_overlap, vot_overlap_traj=vot_overlap
         )
+
+
+def open_tracker(checkout: str | Path, config: str | Path, snapshot: str | Path) -> Any:
+    """siamban's tracker of a two-stream model, for `--tracker` of `track` and `figures`.
+
+    The process is changed for good, as by `gmmt_fusion run`.
+
+    Args:
+        checkout: folder of siamban's repository.
+        config: of the model, such as experiments/siamban_r50_l3_rgbt/config.yaml.
+        snapshot: the checkpoint of its weights.
+
+    Raises:
+        OSError, ValueError: something of it is missing, or the weights do not fit.
+    """
+    import torch
+
+    from . import shims, stand_ins
+    from .fusing import load_weights
+    from .siamban_data import check_checkout
+
+    folder = check_checkout(Path(checkout).resolve())
+    sys.path.insert(0, str(folder))
+    patches, job = Patches(), Job(root=str(folder), log=os.devnull)
+    stand_ins.install_stand_ins()
+    shims.install(patches)
+    for name in ("backbone", "neck", "head"):
+        step_in(job, patches, importlib.import_module(f"siamban.models.{name}"))
+    cfg = importlib.import_module("siamban.core.config").cfg
+    cfg.merge_from_file(str(config))
+    cfg.CUDA = torch.cuda.is_available()
+    model = importlib.import_module("siamban.models.model_builder").ModelBuilder()
+    load_weights(model, str(snapshot))
+    model.to("cuda" if cfg.CUDA else "cpu")
+    return importlib.import_module("siamban.tracker.tracker_builder").build_tracker(model)
 
 
 def _add(module: ModuleType, name: str, prefix: str, kind: type, patches: Patches) -> None:

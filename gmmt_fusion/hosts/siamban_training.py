@@ -7,7 +7,6 @@ import sys
 import weakref
 from collections.abc import Callable
 from itertools import islice
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -21,6 +20,7 @@ from ..training.host_loop import train_in_host
 from .fusing import attach_new, attachment_of
 from .job import Job
 from .patches import Patches
+from .run_folder import RunFolder
 from .trainers import RECIPES
 
 
@@ -46,7 +46,7 @@ class Training:
     """
 
     def __init__(self, job: Job, cfg: Any) -> None:
-        self.job, self.cfg, self.folder = job, cfg, Path(job.train or "")
+        self.job, self.cfg, self.folder = job, cfg, RunFolder(job)
         self.network: Callable[[], nn.Module | None] = lambda: None
 
     def remember(self, own: Callable[..., None]) -> Any:
@@ -78,10 +78,10 @@ class Training:
 
     def attach(self, network: nn.Module) -> Attachment:
         """Attach a new fusion; one that does not go on from a checkpoint may be calibrated."""
-        if (self.folder / "config.json").exists() and not self.cfg.TRAIN.RESUME:
-            raise ValueError(
-                f"{self.folder} holds a fusion already; give another folder, or the checkpoint to "
-                "go on from: --set TRAIN.RESUME=FILE --set TRAIN.START_EPOCH=N"
+        self.folder.check_options()
+        if not self.cfg.TRAIN.RESUME:
+            self.folder.check_empty(
+                "the checkpoint: --set TRAIN.RESUME=FILE --set TRAIN.START_EPOCH=N"
             )
         handle = attach_new(self.job, network)
         if self.job.calibrate and not self.cfg.TRAIN.RESUME:
@@ -103,8 +103,9 @@ class Training:
             own(obj, *args, **kwargs)
             handle = attachment_of(self.network())
             if handle is not None and isinstance(obj, dict) and "state_dict" in obj:
-                handle.save_pretrained(self.folder)
-                self.job.note("trained", str(self.folder))
-                print(f"gmmt_fusion: saved the fusion of epoch {obj['epoch']} in {self.folder}")
+                self.folder.save(handle)
+                folder = self.folder.path
+                self.job.note("trained", str(folder))
+                print(f"gmmt_fusion: saved the fusion of epoch {obj['epoch']} in {folder}")
 
         return save

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import distributed
 
-from ..attaching.attachment import Attachment
 from ..training import recipes
 from ..training.host_loop import train_in_host
 from .fusing import attach_new, attachment_of
 from .job import Job
 from .patches import Patches
+from .run_folder import RunFolder
 
 RECIPES = {"paper": recipes.paper_optimizer, "adamw": recipes.adamw_optimizer}
 
@@ -56,7 +55,8 @@ class Run:
     """
 
     def __init__(self, job: Job, trainer: Any, epochs: int) -> None:
-        self.job, self.trainer, self.folder = job, trainer, Path(job.train or "")
+        self.job, self.trainer, self.folder = job, trainer, RunFolder(job)
+        self.folder.check_options()
         self.handle = attachment_of(trainer.actor.net) or attach_new(job, trainer.actor.net)
         trainer.optimizer, trainer.lr_scheduler = train_in_host(
             self.handle,
@@ -72,23 +72,11 @@ class Run:
     def train_epoch(self, *args: Any, **kwargs: Any) -> Any:
         """The trainer's, before whose first epoch a new fusion is calibrated."""
         if self.trainer.epoch == 1:
-            self.check_folder()
+            self.folder.check_empty("the --save_dir that it was trained in")
             if self.job.calibrate:
                 self.calibrate()
         self.saved = False
         return self.own_epoch(*args, **kwargs)
-
-    def check_folder(self) -> None:
-        """Refuse to write over another fusion.
-
-        Raises:
-            ValueError: there is one, and the trainer does not go on from a checkpoint of its own.
-        """
-        if (self.folder / "config.json").exists():
-            raise ValueError(
-                f"{self.folder} holds a fusion already, and the host's trainer found no checkpoint "
-                "to go on from; give another folder, or the --save_dir that it was trained in"
-            )
 
     def calibrate(self) -> None:
         """Set the fusion by what the host computes for a few batches of its own loader."""
@@ -105,7 +93,7 @@ class Run:
     def batches(self) -> Iterator[Callable[[], Any]]:
         loader = next(loader for loader in self.trainer.loaders if loader.training)
         for data in islice(loader, self.job.calibrate):
-            data = data.to(self.trainer.device)
+            data = _move(data, self.trainer.device)
             data["epoch"], data["settings"] = self.trainer.epoch, self.trainer.settings
             yield functools.partial(self.trainer.actor.forward_pass, data)
 
@@ -116,18 +104,24 @@ class Run:
         return result
 
     def save(self) -> None:
-        self.handle.save_pretrained(self.folder)
+        self.folder.save(self.handle)
         self.saved = True
 
     def finish(self) -> None:
         """Save what is not saved yet, and say so."""
         torch.set_grad_enabled(True)  # which the trainer leaves off after a validation
-        self.job.note("trained", str(self.folder))
+        self.job.note("trained", str(self.folder.path))
         if distributed.is_available() and distributed.is_initialized() and distributed.get_rank():
             return
         if not self.saved:
             self.save()
-        self.job.say(f"saved the fusion of epoch {self.trainer.epoch} in {self.folder}")
+        self.job.say(f"saved the fusion of epoch {self.trainer.epoch} in {self.folder.path}")
 
 
-__all__ = ["RECIPES", "Attachment", "Run", "watch_trainer"]
+def _move(data: Any, device: Any) -> Any:
+    """A batch of any host's on a device: what has a `to`, also in dicts."""
+    if hasattr(data, "to"):
+        return data.to(device)
+    if isinstance(data, Mapping):
+        return {name: _move(value, device) for name, value in data.items()}
+    return data

@@ -1,5 +1,6 @@
 """The model card of a saved fusion: `README.md`, as the Hugging Face hub shows it."""
 
+import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from .config import FusionConfig
 CARD = "README.md"
 LIBRARY = "gmmt-fusion"
 MARK = f"<!-- {LIBRARY} writes this file anew at each save; remove this line to keep your text -->"
+NAMING = ("ModuleAdapter", "EncoderAdapter")  # that `attach` does not find by itself
 METHODS = {
     "diffusion": "a diffusion model over DDIM steps",
     "cgan": "a conditional GAN",
@@ -96,12 +98,14 @@ def describe_fusion(
     options = ", ".join(f"{key} {value}" for key, value in config.network_config.items())
     counts = count_parameters(shapes)
     parts = ", ".join(f"{part} {count:,}" for part, count in counts.items())
+    width = f"{config.channels} channels"
+    if config.fused_channels != config.channels:
+        width += f" (fused {config.fused_channels})"
     described = {
         "method": config.method + (f", s = {config.steps}" if config.method == "diffusion" else ""),
         "network": config.network + (f" ({options})" if options else ""),
         "residual path": config.residual or "none",
-        "maps": f"{config.modalities} modalities, {config.channels} channels, "
-        + "×".join(map(str, config.size)),
+        "maps": f"{config.modalities} modalities, {width}, " + "×".join(map(str, config.size)),
         "parameters": f"{sum(counts.values()):,} ({parts})",
         "host": section(about, "host").get("host", ""),
         "adapter": ", ".join(_list_adapters(about)),
@@ -130,10 +134,12 @@ def _list_adapters(about: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _show_loading(about: Mapping[str, Any], name: str) -> str:
     imports, adapter = ["from gmmt_fusion import attach"], ""
-    if (options := _list_adapters(about).get("ModuleAdapter")) is not None:
-        imports.append("from gmmt_fusion.adapters import ModuleAdapter")
-        arguments = ", ".join(f"{key}={value!r}" for key, value in options.items())
-        adapter = f", ModuleAdapter({arguments})"
+    for kind, options in _list_adapters(about).items():
+        if kind in NAMING:
+            imports.append(f"from gmmt_fusion.adapters import {kind}")
+            given = {key: value for key, value in options.items() if value is not None}
+            arguments = ", ".join(f"{key}={_quote(value)}" for key, value in given.items())
+            adapter = f", {kind}({arguments})"
     call = f'handle = attach(tracker, "{name}"{adapter})'
     comment = "# with your tracker, its pretrained weights loaded"
     return "\n".join(["```python", *imports, "", comment, call, "```"])
@@ -143,6 +149,10 @@ def section(about: Mapping[str, Any], name: str) -> dict[str, Any]:
     """A part of what somebody may have written; {} where it is none."""
     part = about.get(name)
     return part if isinstance(part, dict) else {}
+
+
+def _quote(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, str) else repr(value)
 
 
 def _table(values: Mapping[str, Any]) -> str:

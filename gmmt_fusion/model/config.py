@@ -22,6 +22,7 @@ from .schedulers import PREDICTION_TYPES
 
 RESIDUALS = ("conv1x1", "conv3x3", "first", None)
 CLASS_NAME = "GenerativeFusion"  # as huggingface's configs name the class that they belong to
+MOST_TOKENS = 16 * 16  # of the presets for a transformer: beyond, a token is a patch
 MOST_CHANNELS, MOST_NUMBERS = 2**16, 2**27  # of a map
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -158,19 +159,27 @@ class FusionConfig:
 
         For C = 768 and 16×16 maps, two modalities, a pass of one sample (2 FLOP a multiply-add):
 
-        | name           | parameters | GFLOP | network                                            |
-        |----------------|------------|-------|----------------------------------------------------|
-        | `"small"`      | 8.1 M      | 4.1   | UViT, n = 1, width C/2; the one for a transformer  |
-        | `"small-unet"` | 19.0 M     | 4.0   | UNet, n = 3, widths C/6 · (1, 1.5, 2); for a CNN   |
-        | `"paper-uvit"` | 64.1 M     | 32.7  | UViT, n = 1, width 1200, 12 heads                  |
-        | `"paper-unet"` | 979 M      | 117.8 | UNet, n = 9, widths 768 · (1, 1.5, 2)              |
+        ============  ==========  ======  =====================================================
+        name          parameters  GFLOP   network
+        ============  ==========  ======  =====================================================
+        "small"       8.1 M       4.1     UViT, n = 1, width C/2; the one for a transformer
+        "small-unet"  19.0 M      4.0     UNet, n = 3, widths C/6 · (1, 1.5, 2); for a CNN
+        "paper-uvit"  64.1 M      32.7    UViT, n = 1, width 1200, 12 heads
+        "paper-unet"  979 M       117.8   UNet, n = 9, widths 768 · (1, 1.5, 2)
+        ============  ==========  ======  =====================================================
+
+        On maps of more than 16×16 positions a token of "small" is a patch of 2×2.
 
         Raises:
             ValueError: an unknown name.
         """
         if name not in PRESETS:
             raise ValueError(f"preset {name!r} is unknown; expected one of {tuple(PRESETS)}")
-        return cls(**{"channels": channels, "size": size, **PRESETS[name], **options})
+        height, width = check_size(size)
+        chosen = {"channels": channels, "size": size, **PRESETS[name]}
+        if name == "small" and height * width > MOST_TOKENS:
+            chosen["network_config"] = {"patch_size": 2}
+        return cls(**{**chosen, **options})
 
     @classmethod
     def signature(cls) -> inspect.Signature:

@@ -22,6 +22,7 @@ COMPILE_MODES = (
     "max-autotune",
     "max-autotune-no-cudagraphs",
 )
+LEAST_WEIGHTS = 2**21  # of a convolution that is better a matrix product
 MOST_SIZES = 4  # copies kept; with a dtype or on a GPU each has weights of its own
 
 
@@ -186,17 +187,19 @@ class FirstLayer(nn.Module):
 
 
 class ProductConv2d(nn.Conv2d):
-    """A convolution that is one matrix product at batch 1, on maps of few positions.
+    """A large convolution that is one matrix product at batch 1, on maps of few positions.
 
-    oneDNN reorders the weights in every call, which for such a map takes as long as the convolution
-    itself; here the map is laid out instead. `paper-unet` takes half the time so
-    (benchmarks/speed.py).
+    oneDNN reorders the weights in every call. Where they do not fit a core's cache that takes
+    longer than the convolution itself, and here the map is laid out instead: `paper-unet` takes
+    half the time so (benchmarks/speed.py). Where they do, laying out the map takes longer.
     """
 
     @staticmethod
     def can_replace(module: nn.Module) -> bool:
-        """Whether it is a plain convolution, padded with zeros by a given width."""
+        """Whether it is a plain, large convolution, padded with zeros by a given width."""
         if type(module) is not nn.Conv2d or isinstance(module.padding, str):
+            return False
+        if module.weight.numel() < LEAST_WEIGHTS:
             return False
         return (module.groups, module.dilation, module.padding_mode) == (1, (1, 1), "zeros")
 

@@ -81,6 +81,7 @@ class UViT(nn.Module):
             `width // 64`.
         patch_size: p; 2 leaves a quarter of the tokens (31×31 positions are 256).
         final_conv: a 3×3 convolution on the output maps, as Bao et al. use.
+        checkpointing: a training step keeps what enters a block, and computes the rest again.
     """
 
     first_layer = "embed"
@@ -96,6 +97,7 @@ class UViT(nn.Module):
         heads: int | None = None,
         patch_size: int = 1,
         final_conv: bool = False,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.width = default_width(out_channels) if width is None else width
@@ -107,7 +109,7 @@ class UViT(nn.Module):
             raise ValueError(
                 f"UViT has width={self.width}, heads={heads}; expected an even width for every head"
             )
-        self.patch_size = patch_size
+        self.patch_size, self.checkpointing = patch_size, checkpointing
         self.size = -(-size[0] // patch_size), -(-size[1] // patch_size)  # in patches
         self.embed = nn.Linear(in_channels * patch_size**2, self.width)
         self.time_position = nn.Parameter(torch.zeros(1, 1, self.width))
@@ -140,6 +142,17 @@ class UViT(nn.Module):
         tokens: Tensor = self.embed(patches)
         return tokens
 
+    def run(self, block: nn.Module, *tokens: Tensor) -> Tensor:
+        """A block on its tokens (B, N, width)."""
+        result: Tensor
+        if self.checkpointing and torch.is_grad_enabled():
+            from torch.utils.checkpoint import checkpoint
+
+            result = checkpoint(block, *tokens, use_reentrant=False)
+        else:
+            result = block(*tokens)
+        return result
+
     def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
         height, width = x.shape[-2:]
         p = self.patch_size
@@ -155,11 +168,11 @@ class UViT(nn.Module):
         tokens = torch.cat([time.expand(tokens.shape[0], -1, -1).to(tokens.dtype), tokens], dim=1)
         skips = []
         for block in self.down:
-            tokens = block(tokens)
+            tokens = self.run(block, tokens)
             skips.append(tokens)
-        tokens = self.middle(tokens)
+        tokens = self.run(self.middle, tokens)
         for block in self.up:
-            tokens = block(tokens, skips.pop())
+            tokens = self.run(block, tokens, skips.pop())
         maps: Tensor = self.out(self.norm(tokens[:, 1:]))
         maps = rearrange(maps, "b (h w) (c p q) -> b c (h p) (w q)", h=size[0], p=p, q=p)
         maps = maps[..., :height, :width]
@@ -178,6 +191,9 @@ class UNet(nn.Module):
         widths: channels of each level, default `w · (1, 1.5, 2)` as in the paper with w a sixth of
             the host's channels; `depth`: residual blocks a level (the paper's n is `depth ·
             len(widths)`).
+        patch_size: p; p × p positions become one of more channels, on a smaller map.
+        checkpointing: a training step keeps what enters a residual block, and computes the rest
+            again.
     """
 
     first_layer = "unet.conv_in"
@@ -191,6 +207,7 @@ class UNet(nn.Module):
         widths: tuple[int, ...] | None = None,
         depth: int = 1,
         patch_size: int = 1,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         from diffusers import UNet2DModel  # seconds to import: only when a UNet is built
@@ -216,6 +233,8 @@ class UNet(nn.Module):
             down_block_types=("DownBlock2D",) * len(widths),
             up_block_types=("UpBlock2D",) * len(widths),
         )
+        if checkpointing:
+            self.unet.enable_gradient_checkpointing()
 
     @property
     def last_layer(self) -> nn.Module:

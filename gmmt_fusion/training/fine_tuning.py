@@ -273,14 +273,14 @@ class _Loop:
 
     def finish(self, *, validated: bool) -> None:
         """Leave the attachment with the weights to keep, and save them."""
-        state = self.state
+        state, steps = self.state, self.state.step
         scores: Mapping[str, float] = {}
         if state.average is not None:
             state.average.copy_to(self.fusion.parameters)
-        if validated:
-            scores = leave_best(state)
+        if validated and (scores := leave_best(state)):
+            steps = state.best_step
         if self.accelerator.is_main_process:
-            state.save_fusion(state.folder / "final", **scores)
+            state.save_fusion(state.folder / "final", steps, **scores)
         for tracker in self.accelerator.trackers:
             tracker.finish()
         self.accelerator.wait_for_everyone()

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
@@ -40,7 +40,9 @@ def paper_optimizer(
         *np.linspace(0.001, 0.005, total // 5),
         *np.geomspace(0.005, 0.00005, total - total // 5),
     ]
-    optimizer = SGD(list(parameters), lr=0.005, momentum=0.9, weight_decay=1e-4)
+    parameters = list(parameters)
+    fused = _can_fuse(parameters)
+    optimizer = SGD(parameters, lr=0.005, momentum=0.9, weight_decay=1e-4, fused=fused)
     return optimizer, LambdaLR(optimizer, lambda step: float(rates[min(step, total - 1)]) / 0.005)
 
 
@@ -62,13 +64,22 @@ def adamw_optimizer(
     total = _count_steps(epochs, steps_per_epoch)
     warm_up = max(1, total // 20)
     # AdamW takes parameters or groups, and its types say so of the whole list only
-    optimizer = AdamW(cast(Any, list(parameters)), lr=4e-4, weight_decay=1e-4)
+    given = cast(Any, list(parameters))
+    optimizer = AdamW(given, lr=4e-4, weight_decay=1e-4, fused=_can_fuse(given))
     return optimizer, LambdaLR(
         optimizer,
         lambda step: (
             min((step + 1) / warm_up, 1.0) * 0.5 * (1 + math.cos(math.pi * min(step / total, 1.0)))
         ),
     )
+
+
+def _can_fuse(given: list[Any]) -> bool | None:  # parameters, or groups of them
+    """Whether PyTorch steps all of them in one kernel, which is several times as fast."""
+    groups = [group["params"] if isinstance(group, dict) else [group] for group in given]
+    parameters = [p for group in groups for p in ([group] if isinstance(group, Tensor) else group)]
+    fits = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
+    return True if fits else None  # None lets PyTorch choose
 
 
 def _count_steps(epochs: int, steps_per_epoch: int) -> int:

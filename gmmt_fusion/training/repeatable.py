@@ -68,16 +68,20 @@ def draw_from(*seeds: int) -> Iterator[None]:
     Those of the CPU only; afterwards they go on as if nothing had been drawn.
     """
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-    seed = int(np.random.SeedSequence(seeds).generate_state(1)[0])
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002
-    torch.default_generator.manual_seed(seed)
+    _seed(*seeds)
     try:
         yield
     finally:
         random.setstate(before[0])
         np.random.set_state(before[1])  # noqa: NPY002
         torch.set_rng_state(before[2])
+
+
+def _seed(*seeds: int) -> None:
+    seed = int(np.random.SeedSequence(seeds).generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    torch.default_generator.manual_seed(seed)
 
 
 class _Repeatable(Dataset[tuple[int, int, Any]]):
@@ -95,11 +99,15 @@ class _Repeatable(Dataset[tuple[int, int, Any]]):
             self.epoch = epoch
             set_epoch([self.dataset], epoch)
 
-    def __getitem__(self, key: Key) -> tuple[int, int, Any]:
-        epoch, place, index = key
-        self.set_epoch(epoch)  # again in workers that stay from one epoch to the next
-        with draw_from(self.seed, epoch, place):
-            return epoch, place, self.dataset[index]
+    def __getitems__(self, keys: list[Key]) -> list[tuple[int, int, Any]]:
+        """A batch of samples, as loaders ask for them; random states are kept once for all."""
+        samples = []
+        with draw_from(self.seed):
+            for epoch, place, index in keys:
+                self.set_epoch(epoch)  # again in workers that stay from one epoch to the next
+                _seed(self.seed, epoch, place)
+                samples.append((epoch, place, self.dataset[index]))
+        return samples
 
 
 class _Collation:

@@ -153,15 +153,20 @@ class RunState:
 
         self.on_main(write)
 
-    def save_fusion(self, folder: Path, **scores: float) -> None:
+    def save_fusion(self, folder: Path, steps: int | None = None, **scores: float) -> None:
         """`save_pretrained`, with what is known of this run by now.
 
-        scores: of these weights, where they are not logged yet.
+        steps: after which these weights were, default all that were done. scores: of these weights,
+        where they are not logged yet.
         """
         losses = {key: value for key, value in self.record.items() if key.endswith("loss")}
         logged = {key: self.record[key] for key in ("validation", "best") if key in self.record}
         about: dict[str, Any] = {
-            "training": {"steps": self.step, **summarise(self.identity), **losses},
+            "training": {
+                "steps": self.step if steps is None else steps,
+                **summarise(self.identity),
+                **losses,
+            },
             "scores": {**logged, **scores},
         }
         self.attachment.fusion.about = {**self.attachment.fusion.about, **about}

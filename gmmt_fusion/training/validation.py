@@ -38,8 +38,8 @@ def validate_weights(state: RunState, validate: Validate) -> None:
     value = _score(state, validate)
     if value > state.best:
         state.best, state.best_step = value, state.step
-        scores = {"validation": value, "best": value}
-        state.on_main(lambda: state.save_fusion(state.folder / "best", **scores))
+        path = state.folder / "best"
+        state.on_main(lambda: state.save_fusion(path, validation=value, best=value))
     if average is not None:
         average.restore(state.parameters)
     state.log({"validation": value, "best": state.best, "best_step": state.best_step})

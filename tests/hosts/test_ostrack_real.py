@@ -14,7 +14,12 @@ TESTS = Path(__file__).parents[1]
 COMMON = ["test_law.py", "hosts/checks_law.py", "hosts/checks_ostrack.py"]
 SINGLE = [*COMMON, "test_ostrack.py", "hosts/checks_training.py"]
 DUAL = [*COMMON, "test_dual_streams.py"]
-FILES = {"vipt": SINGLE, "tbsi": SINGLE, "bat": DUAL, "sdstrack": DUAL}
+FILES = {
+    "vipt": SINGLE,
+    "tbsi": SINGLE,
+    "bat": [*DUAL, "hosts/checks_wrapping.py"],
+    "sdstrack": DUAL,
+}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,383 @@
+"""Streams that meet in the middle of a function: whose sum is fused, or that are the last."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from .readings import MARGIN, Calls, Ownership, Part, best_order, is_feature, is_map
+from .recording import Call, Leaf, difference
+from .searching import Head, Search
+
+MOST_VIEWS, MOST_SETS, SAMPLES = 160, 60_000, 2048
+EXACT = 1e-4
+"""Of a sum: what of the fused map it may leave unexplained, relative to its size."""
+SUM_MARGIN, SISTERS_MARGIN = 1.05, 4.0
+"""Of streams that come from different modules: where they are summed, and where not."""
+
+
+@dataclass(frozen=True)
+class View:
+    """A part as the search region's map (B, C, H·W).
+
+    first: of tokens, the place of the first one of the search region; negative from the end.
+    places: what holds the places of those that were kept, where candidates were eliminated.
+    """
+
+    part: Part
+    first: int = 0
+    places: Part | None = None
+
+    def columns(self, length: int, calls: Calls | None = None) -> Tensor | None:
+        value = self.part.value(calls)
+        if value is None:
+            return None
+        if is_map(value.shape):
+            return value.flatten(2)
+        if self.places is None:
+            end = self.first + length
+            return value[:, self.first : end or None].mT
+        places = self.places.value(calls)
+        if places is None or places.shape[1] > value.shape[1]:
+            return None
+        count = places.shape[1]
+        kept = value[:, self.first :] if self.first < 0 else value[:, :count]
+        index = places.long()[..., None].expand_as(kept)
+        whole = value.new_zeros(value.shape[0], length, value.shape[-1])
+        return whole.scatter(1, index, kept).mT
+
+    def change(self, length: int, calls: Calls) -> float:
+        """As `Part.change`, of the tokens that were kept in both runs."""
+        clean, other = self.columns(length), self.columns(length, calls)
+        if clean is None or other is None or clean.shape != other.shape:
+            return math.nan
+        if self.places is None:
+            return difference(other, clean)
+        both = (clean != 0).any(1) & (other != 0).any(1)
+        if not both.any():
+            return math.nan
+        return difference(other.mT[both], clean.mT[both])
+
+
+@dataclass(frozen=True)
+class Streams:
+    """m views that are fused in a function, and told apart by their modality.
+
+    weights: of each in the fused map, where that is their sum. through: the modules that the sum
+    goes through on its way to the head, a norm say.
+    """
+
+    views: tuple[View, ...]
+    own: Ownership
+    weights: tuple[float, ...] | None = None
+    through: tuple[str, ...] = ()
+    at: float = 1.0
+
+    @property
+    def one_input(self) -> bool:
+        """Whether they are what one call of a module gets."""
+        return len({v.part.call.key for v in self.views if v.part.side == "inputs"}) == 1
+
+
+class StreamSearch:
+    """The search for streams, where no module is the fusion."""
+
+    def __init__(self, search: Search, head: Head) -> None:
+        self.search, self.head = search, head
+        self.modalities = search.modalities
+        fused = head.fused[0]
+        shape = fused.shape
+        if is_map(shape):
+            self.channels, self.length = shape[1], shape[2] * shape[3]
+        else:
+            self.channels, self.length = shape[2], max(shape[:2]) if 1 in shape[:2] else shape[1]
+        self.places = list(self._find_places())
+        # how many tokens streams have beside those of the search region, before any is eliminated
+        shapes = {x.shape for call in search.calls for x in call.inputs if len(x.shape) == 3}
+        self.templates = {0} | {s[1] - self.length for s in shapes if s[2] == self.channels}
+        self.families = Counter(key for call in search.calls for key in _relatives(call))
+        every = self.views("outputs") + self.views("inputs")
+        search.watch([*(view.part for view in every), *self.places])
+
+    # --- views ----------------------------------------------------------------------------------
+
+    def views(self, side: str) -> list[View]:
+        """Of all that is called before the head, the last first, each value once."""
+        calls = [c for c in self.search.calls if c.phase == 1 and self._is_before(c)]
+        when = (lambda c: -c.ended) if side == "outputs" else (lambda c: -c.began)
+        found: list[View] = []
+        for call in sorted(calls, key=when):
+            for leaf in getattr(call, side):
+                passed_on = side == "inputs" and _is_passed_on(call, leaf)
+                if leaf.value is not None and is_feature(leaf, self.modalities) and not passed_on:
+                    for part in self._parts(Part(call, side, leaf)):
+                        found.extend(self._views(part))
+            if len(found) >= MOST_VIEWS:
+                break
+        return found
+
+    def _is_before(self, call: Call) -> bool:
+        began = self.head.call.began
+        return call.name != "" and call.began < began and 0 <= call.ended < began
+
+    def _parts(self, part: Part) -> Iterator[Part]:
+        """The whole, and its m pieces, where they have the channels of the fused map."""
+        m, shape = self.modalities, part.shape
+        channels = 1 if is_map(shape) else 2
+        if shape[channels] == self.channels:
+            yield part
+            if not is_map(shape) and shape[1] % m == 0:
+                yield from (replace(part, axis=1, k=k, m=m) for k in range(m))
+        elif shape[channels] == m * self.channels:
+            yield from (replace(part, axis=channels, k=k, m=m) for k in range(m))
+
+    def _views(self, part: Part) -> Iterator[View]:
+        shape, length = part.shape, self.length
+        if is_map(shape):
+            if shape[2] * shape[3] == length:
+                yield View(part)
+        elif shape[1] == length:
+            yield View(part, -length)
+        elif shape[1] > length:
+            yield View(part, -length)
+            yield View(part, 0)
+            yield View(part, 1)
+        else:
+            for places in self.places:
+                if shape[1] - places.shape[1] in self.templates:
+                    yield View(part, -places.shape[1], places)
+
+    def _find_places(self) -> Iterator[Part]:
+        """Tensors (B, L) of L different places in the map, of those that are not as many."""
+        seen: list[Tensor] = []
+        for call in sorted(self.search.calls, key=lambda c: -c.ended):
+            if call.phase != 1 or not self._is_before(call):
+                continue
+            for leaf in call.outputs:
+                x = leaf.value
+                if x is None or x.ndim != 2 or not 1 < x.shape[1] < self.length:
+                    continue
+                if len(seen) == 8 or not _are_places(x, self.length):
+                    continue
+                if not any(torch.equal(x, y) for y in seen):
+                    seen.append(x)
+                    yield Part(call, "outputs", leaf)
+
+    # --- a sum ----------------------------------------------------------------------------------
+
+    def find_sum(self) -> Streams | None:
+        """m streams whose weighted sum is the head's input, or goes through a norm to it."""
+        views = self.views("outputs")
+        distinct = self._distinct(views)
+        for target, through in self._targets(views):
+            if (found := self._solve(target, distinct, through)) is not None:
+                return found
+        return None
+
+    def _distinct(self, views: Sequence[View]) -> list[View]:
+        """Each value once, where it lies least deep in what a module returns."""
+        found: dict[tuple[float, ...], View] = {}
+        for view in views:
+            columns = view.columns(self.length)
+            if columns is None or columns.shape[1:] != (self.channels, self.length):
+                continue
+            mark = tuple(columns.flatten()[:: max(columns.numel() // 64, 1)].tolist())
+            known = found.setdefault(mark, view)
+            if len(view.part.leaf.path) < len(known.part.leaf.path):
+                found[mark] = view
+        return list(found.values())
+
+    def _targets(self, views: Sequence[View]) -> Iterator[tuple[Tensor, tuple[str, ...]]]:
+        """The head's input (B, C, H·W), and what went into the plain modules that it comes from."""
+        value = self.head.fused[0].value()
+        if value is None:
+            return
+        if not is_map(value.shape):
+            value = value if value.shape[1] == self.length else value.transpose(0, 1)
+        target: Tensor | None = value.flatten(2) if is_map(value.shape) else value.mT
+        through: tuple[str, ...] = ()
+        while target is not None and len(through) < 4:
+            yield target, through
+            target, name = self._before(target, views)
+            through = (*through, name)
+
+    def _before(self, target: Tensor, views: Sequence[View]) -> tuple[Tensor | None, str]:
+        network = self.search.probe.network
+        for view in views:
+            columns = view.columns(self.length)
+            if columns is None or not torch.equal(columns, target):
+                continue
+            call = view.part.call
+            inputs = [x for x in call.inputs if x.shape == view.part.leaf.shape]
+            if len(inputs) == 1 and _is_plain(network.get_submodule(call.name)):
+                part = replace(view.part, side="inputs", leaf=inputs[0])
+                before = replace(view, part=part).columns(self.length)
+                if before is not None and not torch.equal(before, target):
+                    return before, call.name
+        return None, ""
+
+    def _solve(
+        self, target: Tensor, views: Sequence[View], through: tuple[str, ...]
+    ) -> Streams | None:
+        m, count = self.modalities, len(views)
+        while count > m and math.comb(count, m) > MOST_SETS:
+            count -= 1
+        views = views[:count]
+        if count < m:
+            return None
+        generator = torch.Generator().manual_seed(0)
+        chosen = torch.randint(target.numel(), (SAMPLES,), generator=generator)
+        goal = target.reshape(-1)[chosen].double()
+        if not float(goal.norm()):
+            return None
+        rows = [v.columns(self.length) for v in views]
+        matrix = torch.stack([r.reshape(-1)[chosen].double() for r in rows if r is not None])
+        sets = torch.combinations(torch.arange(count), m)
+        for index in _best_sets(matrix, goal, sets):
+            weights = _weights(matrix[index], goal)
+            if weights is None:
+                continue
+            views_found = tuple(views[i] for i in index.tolist())
+            own = self.ownership(views_found)
+            kin = len({view.part.call.name for view in views_found}) == 1
+            if own is not None and (kin or own.margin > SUM_MARGIN):
+                return _ordered(Streams(views_found, own, tuple(weights), through))
+        return None
+
+    # --- the last streams -----------------------------------------------------------------------
+
+    def find_last(self) -> Streams | None:
+        """The last m views that belong together: of one call, of m calls of a module, of sisters.
+
+        They are told apart by their modality, and none of them is the fused map already.
+        """
+        views = self.views("inputs") + self.views("outputs")
+        groups: dict[object, list[View]] = {}
+        for view in views:
+            for key in self._kin(view):
+                groups.setdefault(key, []).append(view)
+        end = self.head.call.began
+        for group in sorted(groups.values(), key=lambda g: -max(map(_when, g))):
+            group = _one_each(group, self.modalities)
+            if len(group) != self.modalities:
+                continue
+            own = self.ownership(tuple(group))
+            if own is None or not self._are_apart(group, own) or any(map(self._is_fused, group)):
+                continue
+            return _ordered(Streams(tuple(group), own, at=max(map(_when, group)) / end))
+        return None
+
+    def _are_apart(self, group: Sequence[View], own: Ownership) -> bool:
+        """Whether views are of one modality each: what one call gets is so more readily."""
+        if len({view.part.call.key for view in group}) == 1 and group[0].part.side == "inputs":
+            return own.clear
+        sisters = len({view.part.call.name for view in group}) > 1
+        return own.dominates and own.margin >= (SISTERS_MARGIN if sisters else MARGIN)
+
+    def _kin(self, view: View) -> Iterator[object]:
+        """By what views belong together; of calls, where there are m of them."""
+        part = view.part
+        about = part.side, part.shape, view.first
+        yield part.call.key, about  # pieces, or tensors, of one call
+        for key in _relatives(part.call) if part.axis is None else ():
+            if self.families[key] == self.modalities:
+                yield key, part.leaf.path, about
+
+    def _is_fused(self, view: View) -> bool:
+        """Whether the head's input depends on the images through this view alone."""
+        if view.part.side == "inputs" or view.part.axis is not None:
+            return False
+        return self.search.cut(view.part.call, self.head) <= 1e-6 * self.head.change
+
+    def ownership(self, views: tuple[View, ...]) -> Ownership | None:
+        changes = [[v.change(self.length, calls) for calls in self.search.weak()] for v in views]
+        if not all(math.isfinite(x) for row in changes for x in row):
+            return None
+        if any(max(row) == 0 for row in changes):
+            return None
+        return Ownership(changes, *best_order(changes))
+
+
+def _is_passed_on(call: Call, leaf: Leaf) -> bool:
+    """Whether a module got a tensor from the one that calls it, which got it before."""
+    parent = call.parent
+    return parent is not None and any(x.value is leaf.value for x in parent.inputs)
+
+
+def _are_places(x: Tensor, length: int) -> bool:
+    if x.is_complex() or x.dtype == torch.bool or bool((x < 0).any() | (x >= length).any()):
+        return False
+    if x.is_floating_point() and not torch.equal(x, x.round()):
+        return False
+    if torch.equal(x[0].long(), torch.arange(x.shape[1], device=x.device)):
+        return False  # all of a template's, or of nothing
+    return all(len(row.unique()) == len(row) for row in x)
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """A norm, a convolution or the like, or a few of them one after the other."""
+    children = list(module.children())
+    few = isinstance(module, nn.Sequential) and len(children) <= 4
+    return not children or (few and all(_is_plain(child) for child in children))
+
+
+def _best_sets(matrix: Tensor, goal: Tensor, sets: Tensor, count: int = 12) -> Tensor:
+    """The sets of rows that explain a goal best by a weighted sum."""
+    gram, against = matrix @ matrix.T, matrix @ goal
+    small = gram[sets[:, :, None], sets[:, None, :]]
+    small = small + 1e-10 * torch.diag_embed(small.diagonal(dim1=-2, dim2=-1) + 1e-30)
+    right = against[sets]
+    weights = torch.linalg.solve_ex(small, right).result
+    left = goal @ goal - (weights * right).sum(-1)
+    best = left.nan_to_num(nan=math.inf).argsort()[:count]
+    return sets[best]
+
+
+def _weights(rows: Tensor, goal: Tensor) -> list[float] | None:
+    """Of a sum that is exact and has no summand that does without the others."""
+    weights = torch.linalg.lstsq(rows.T, goal).solution
+    norm = float(goal.norm())
+    if float((weights @ rows - goal).norm()) > EXACT * norm:
+        return None
+    if min(float(w.abs() * r.norm()) for w, r in zip(weights, rows, strict=True)) < 0.01 * norm:
+        return None
+    return [float(w) for w in weights]
+
+
+def _relatives(call: Call) -> Iterator[object]:
+    """Names for the calls that one belongs to."""
+    name, method, index = call.key
+    if call.phase == 1:
+        yield name, method  # calls of one module
+        places = name.split(".")
+        for i in range(len(places)):  # of modules that differ in one part of their names
+            yield (*places[:i], "*", *places[i + 1 :], method, index)
+
+
+def _when(view: View) -> int:
+    return view.part.call.ended if view.part.side == "outputs" else view.part.call.began
+
+
+def _one_each(group: Sequence[View], modalities: int) -> list[View]:
+    """The last m of a group that are of different tensors."""
+    found: dict[object, View] = {}
+    for view in group:
+        found.setdefault((view.part.place, view.part.axis, view.part.k), view)
+    return list(itertools.islice(found.values(), modalities))
+
+
+def _ordered(streams: Streams) -> Streams:
+    """With the streams in the modalities' order; where that is not clear, in that of the calls."""
+    known = streams.own.order if streams.own.clear else (*reversed(range(len(streams.views))),)
+    order = [known.index(j) for j in range(len(streams.views))]
+    own = Ownership(
+        [streams.own.changes[k] for k in order], tuple(range(len(order))), streams.own.margin
+    )
+    weights = streams.weights and tuple(streams.weights[k] for k in order)
+    return replace(streams, views=tuple(streams.views[k] for k in order), own=own, weights=weights)
