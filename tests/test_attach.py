@@ -53,7 +53,7 @@ def test_calibrated_attaching_starts_near_the_host(case: Case) -> None:
         near, GenerativeFusion(**case.fusion, residual="conv3x3"), case.adapter(), calibrate=frame
     )
     distances = [(case.run(network) - expected).square().mean() for network in (near, far)]
-    assert distances[0] < 0.2 * distances[1]
+    assert distances[0] <= 0.2 * distances[1] + 1e-3 * expected.square().mean()
     assert 0 <= handle.calibrate(frame) < 0.5
 
 

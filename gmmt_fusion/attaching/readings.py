@@ -109,8 +109,13 @@ class Ownership:
 
     @property
     def dominates(self) -> bool:
-        """Whether each map depends on its own modality more than on any other."""
-        return all(max(row) == row[j] for row, j in zip(self.changes, self.order, strict=True))
+        """Whether each map depends clearly more on its own modality than on any other."""
+        return all(
+            row[j] > MARGIN * x
+            for row, j in zip(self.changes, self.order, strict=True)
+            for i, x in enumerate(row)
+            if i != j
+        )
 
 
 def ownership(parts: Reading, noisy: Sequence[Calls]) -> Ownership | None:

@@ -15,7 +15,7 @@ from .readings import MARGIN, Calls, Ownership, Part, best_order, is_feature, is
 from .recording import Call, Leaf, difference
 from .searching import Head, Search
 
-MOST_VIEWS, MOST_SETS, SAMPLES = 160, 60_000, 2048
+MOST_VIEWS, MOST_OF_A_CALL, MOST_SETS, SAMPLES = 300, 24, 60_000, 2048
 EXACT = 1e-4
 """Of a sum: what of the fused map it may leave unexplained, relative to its size."""
 SUM_MARGIN, SISTERS_MARGIN = 1.05, 4.0
@@ -81,8 +81,11 @@ class Streams:
 
     @property
     def one_input(self) -> bool:
-        """Whether they are what one call of a module gets."""
-        return len({v.part.call.key for v in self.views if v.part.side == "inputs"}) == 1
+        """Whether they are what one call of a module gets, all tokens of it."""
+        return (
+            self.views[0].places is None
+            and 1 == len({v.part.call.key for v in self.views if v.part.side == "inputs"}) == 1
+        )
 
 
 class StreamSearch:
@@ -113,11 +116,13 @@ class StreamSearch:
         when = (lambda c: -c.ended) if side == "outputs" else (lambda c: -c.began)
         found: list[View] = []
         for call in sorted(calls, key=when):
-            for leaf in getattr(call, side):
+            own: list[View] = []
+            for leaf in sorted(getattr(call, side), key=lambda x: len(x.path)):
                 passed_on = side == "inputs" and _is_passed_on(call, leaf)
                 if leaf.value is not None and is_feature(leaf, self.modalities) and not passed_on:
                     for part in self._parts(Part(call, side, leaf)):
-                        found.extend(self._views(part))
+                        own.extend(self._views(part))
+            found += own[:MOST_OF_A_CALL]  # hosts return all they have, for losses in training
             if len(found) >= MOST_VIEWS:
                 break
         return found
