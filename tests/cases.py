@@ -169,14 +169,14 @@ START = torch.ones(2, 1, dtype=torch.long)  # of a sequence that is a box
 def of_seqtrack(network: nn.Module) -> tuple[Tensor]:
     template, search = frame(network)
     xz = network(template_list=[template], search_list=[search], mode="encoder")
-    return (network(xz=xz, seq=START.expand(-1, 4), mode="decoder"),)
+    return (network(xz=xz, seq=START.to(search.device).expand(-1, 4), mode="decoder"),)
 
 
 def inferred(network: nn.Module) -> Tensor:
     """SeqTrackv2 at test time: a method of the network that calls one of its head."""
     template, search = frame(network)
     xz = network(template_list=[template], search_list=[search], mode="encoder")
-    return network.inference_decoder(xz, START)["confidence"]
+    return network.inference_decoder(xz, START.to(search.device))["confidence"]
 
 
 def with_scores(out: dict[str, Any]) -> dict[str, Any]:
