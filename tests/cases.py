@@ -29,7 +29,8 @@ class Case:
     train: one training forward, whatever the host returns. adapter: for `attach`. fusion: arguments
     of GenerativeFusion. fused_in: a submodule that only the host's own fusion runs, or "" where
     there is none. fullgraph: whether the host alone compiles as one graph. fusions: of one training
-    forward. apart: whether the host computes something between its fusion and its head.
+    forward. apart: whether the host computes something between its fusion and its head. staged:
+    whether its forward is called in stages.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Case:
     fullgraph: bool = True
     fusions: int = 1
     apart: bool = False
+    staged: bool = False
 
     def make_fusion(self, **options: Any) -> GenerativeFusion:
         """A fusion whose output differs visibly from the host's: its last layer is not at zero."""
@@ -254,6 +256,7 @@ CASES = [
         of_sutrack,
         lambda: EncoderAdapter("encoder", "decoder", tokens=(1, 65)),
         TINY,
+        staged=True,
     ),
     Case(
         "seqtrack",
@@ -263,6 +266,7 @@ CASES = [
         lambda: ModuleAdapter("encoder.body.interface_blocks.1", "decoder", size=8),
         TINY,
         apart=True,
+        staged=True,
     ),
     *(
         Case(

@@ -16,7 +16,9 @@ from trees import leaves
 from gmmt_fusion import Attachment, attach
 from gmmt_fusion.training import CachedFeatures, Degradation, cache_features
 
-WITH_TWO_MODALITIES = [case for case in CASES if case.fusion.get("modalities", 2) == 2]
+WITH_TWO_MODALITIES = [
+    case for case in CASES if case.fusion.get("modalities", 2) == 2 and not case.staged
+]
 
 
 def attached(case: Case) -> Attachment:
@@ -178,6 +180,14 @@ def test_nothing_is_left_of_the_clean_pass() -> None:
         expected = case.run(handle.network)
     handle.detach()
     assert torch.equal(case.run(handle.network), expected)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.staged], ids=lambda case: case.name)
+def test_a_forward_in_stages_is_refused(case: Case) -> None:
+    handle = attached(case)
+    handle.degradation = Degradation(1.0)
+    with pytest.raises(ValueError, match="called in stages"):
+        case.train(handle.network)
 
 
 def test_bad_input() -> None:
