@@ -24,6 +24,8 @@ from .recording import Call, Key, Leaf, Path, difference
 
 TESTS = 16
 """Candidates that are held, at most: a run of the host each."""
+BESIDE = 8
+"""Modules that are held together with one, at most."""
 WEAK = 0.1
 
 
@@ -215,7 +217,7 @@ class Search:
         ][:TESTS]
         self.keep({key for _, output, _ in candidates for key in self.alike(output.call)})
         for reading, output, own in candidates:
-            cut = self.cut(output.call, head)
+            cut = self.cut(head, output.call)
             if cut <= 1e-6 * head.change:
                 equal = len(head.fused) == 1 and equals(output, head.fused[0])
                 return ModuleFusion(reading, output, own, cut, equal)
@@ -252,14 +254,26 @@ class Search:
                     return Part(call, "outputs", leaf), start
         return None
 
-    def cut(self, call: Call, head: Head) -> float:
-        """How much the head's input changes with noise while a module's output is held."""
-        held = self.keep(self.alike(call))
+    def cut(self, head: Head, *together: Call) -> float:
+        """How much the head's input changes with noise while the outputs of modules are held."""
+        held = self.keep(key for call in together for key in self.alike(call))
         calls, _ = self.probe.record(
             self.probe.everything, held=held, wanted={p.place for p in head.fused}
         )
         by_key = {c.key: c for c in calls}
         return max(p.change(by_key) for p in head.fused)
+
+    def beside(self, call: Call, head: Head) -> Call | None:
+        """What the head's input is made of beside a module's output, where that is one module's.
+
+        Of those that ended before, the last which holds the head's input with it, not alone.
+        """
+        before = [c for c in self.calls if c.phase == 1 and c.name and c.ended < call.began]
+        before = [c for c in before if any(is_feature(x, self.modalities) for x in c.outputs)]
+        for other in sorted(before, key=lambda c: -c.ended)[:BESIDE]:
+            if self.cut(head, call, other) == 0 < self.cut(head, other):
+                return other
+        return None
 
 
 def _is_part(call: Call) -> bool:
