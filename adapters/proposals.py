@@ -199,7 +199,7 @@ def propose_streams(search: Search, head: Head, found: Streams) -> Proposal:
         evidence = ["the sum is exact: it leaves nothing of the fused map unexplained"]
     else:
         what = f"{names!r} is fed with {len(found.views)} streams, and the fused map is made of it"
-        evidence = [_beside(found)]
+        evidence = _beside(found)
     if found.views[0].places is not None:
         evidence.append("candidates are eliminated: tokens are scattered to their recorded places")
     return Proposal(
@@ -212,11 +212,13 @@ def propose_streams(search: Search, head: Head, found: Streams) -> Proposal:
     )
 
 
-def _beside(found: Streams) -> str:
-    return (
+def _beside(found: Streams) -> list[str]:
+    seen = (
         f"with its output and that of {found.beside!r} held, noise for images changes the head's "
         "input by 0; with either alone it changes"
     )
+    hardly = "the streams are hardly of one modality each: check that f_1 is RGB's"
+    return [seen] if found.own.clear else [seen, hardly]
 
 
 def tap_adapter_code(search: Search, head: Head, found: Streams) -> str:
@@ -251,7 +253,7 @@ def _propose_part(search: Search, head: Head, found: Streams) -> Proposal:
         f'ModuleAdapter(fusion="{part.call.name}", head="{head.name}", size={_size(size)})',
         fusion_code(search, part.shape[1], size, None, m),
         "likely",
-        evidence=[_beside(found), *own_words(found.own.changes, found.own.order, m)],
+        evidence=[*_beside(found), *own_words(found.own.changes, found.own.order, m)],
     )
 
 

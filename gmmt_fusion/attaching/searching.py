@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,8 +26,8 @@ from .recording import Call, Key, Leaf, Path, difference
 
 TESTS = 16
 """Candidates that are held, at most: a run of the host each."""
-BESIDE = 8
-"""Modules that are held together with one, at most."""
+KINDS = 8
+"""Modules that are held together with one, by the pattern of their names, at most."""
 WEAK = 0.1
 
 
@@ -254,26 +256,30 @@ class Search:
                     return Part(call, "outputs", leaf), start
         return None
 
-    def cut(self, head: Head, *together: Call) -> float:
+    def cut(self, head: Head, *calls: Call, others: Iterable[Key] = ()) -> float:
         """How much the head's input changes with noise while the outputs of modules are held."""
-        held = self.keep(key for call in together for key in self.alike(call))
-        calls, _ = self.probe.record(
+        held = self.keep([*others, *(key for call in calls for key in self.alike(call))])
+        seen, _ = self.probe.record(
             self.probe.everything, held=held, wanted={p.place for p in head.fused}
         )
-        by_key = {c.key: c for c in calls}
+        by_key = {c.key: c for c in seen}
         return max(p.change(by_key) for p in head.fused)
 
-    def beside(self, call: Call, head: Head) -> Call | None:
-        """What the head's input is made of beside a module's output, where that is one module's.
+    def beside(self, call: Call, head: Head) -> str:
+        """What the head's input is made of beside a module's output, where that is of one kind.
 
-        Of those that ended before, the last which holds the head's input with it, not alone.
+        A kind are modules that differ in the numbers in their names, as all blocks of a backbone,
+        in their calls before this one. Held with it they hold the head's input, alone they do not.
         """
-        before = [c for c in self.calls if c.phase == 1 and c.name and c.ended < call.began]
-        before = [c for c in before if any(is_feature(x, self.modalities) for x in c.outputs)]
-        for other in sorted(before, key=lambda c: -c.ended)[:BESIDE]:
-            if self.cut(head, call, other) == 0 < self.cut(head, other):
-                return other
-        return None
+        kinds: dict[str, list[Key]] = {}
+        for other in sorted(self.calls, key=lambda c: -c.ended):
+            before = other.phase == 1 and other.name and other.ended < call.began
+            if before and not f"{other.name}.".startswith(f"{call.name}."):
+                kinds.setdefault(re.sub(r"\d+", "*", other.name), []).append(other.key)
+        for kind, keys in itertools.islice(kinds.items(), KINDS):
+            if self.cut(head, call, others=keys) == 0 < self.cut(head, others=keys):
+                return kind
+        return ""
 
 
 def _is_part(call: Call) -> bool:

@@ -73,7 +73,7 @@ class Streams:
 
     weights: of each in the fused map, where that is their sum. through: the modules that the sum
     goes through on its way to the head, a norm say. beside: of streams that one module is fed with,
-    the name of another whose output it adds to the fused map with its own.
+    the name of those whose output goes into the fused map with its own.
     """
 
     views: tuple[View, ...]
@@ -268,8 +268,8 @@ class StreamSearch:
     def find_last(self) -> Streams | None:
         """The last m views that one call is fed with, and all that the head gets of them.
 
-        They are told apart by their modality. With the output of that module held, and of another,
-        noise for images must not change the head's input.
+        With the output of that module held, and of others of one kind, noise for images must not
+        change the head's input.
         """
         views, tests = self.views("inputs") + self.views("outputs"), GROUPS
         groups: dict[object, list[View]] = {}
@@ -282,15 +282,16 @@ class StreamSearch:
             if len(group) != self.modalities:
                 continue
             own = self.ownership(tuple(group))
-            if own is None or not self._are_apart(group, own):
+            if own is None:
                 continue
             streams = _ordered(Streams(tuple(group), own, at=max(map(_when, group)) / end))
-            self.apart = self.apart or streams
+            if self.apart is None and self._are_apart(group, own):
+                self.apart = streams
             if streams.one_input and tests:
                 tests -= 1
                 other = self.search.beside(group[0].part.call, self.head)
-                if other is not None:
-                    return replace(streams, beside=other.name)
+                if other:
+                    return replace(streams, beside=other)
         return None
 
     def _are_apart(self, group: Sequence[View], own: Ownership) -> bool:
@@ -388,10 +389,11 @@ def _one_each(group: Sequence[View], modalities: int) -> list[View]:
 
 def _ordered(streams: Streams) -> Streams:
     """With the streams in the modalities' order; where that is not clear, in that of the calls."""
-    known = streams.own.order if streams.own.clear else (*reversed(range(len(streams.views))),)
-    order = [known.index(j) for j in range(len(streams.views))]
-    own = Ownership(
-        [streams.own.changes[k] for k in order], tuple(range(len(order))), streams.own.margin
-    )
+    views, own, every = streams.views, streams.own, range(len(streams.views))
+    if own.clear:
+        order = [own.order.index(j) for j in every]
+    else:
+        order = sorted(every, key=lambda k: (_when(views[k]), views[k].part.k))
+    own = Ownership([own.changes[k] for k in order], tuple(every), own.margin)
     weights = streams.weights and tuple(streams.weights[k] for k in order)
-    return replace(streams, views=tuple(streams.views[k] for k in order), own=own, weights=weights)
+    return replace(streams, views=tuple(views[k] for k in order), own=own, weights=weights)
