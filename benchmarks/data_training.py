@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from ablation_scoring import overlaps, success
-from ablation_training import CHANNELS, Convolutions, Frozen, Silent, tracking_loss
+from ablation_training import CHANNELS, Convolutions, Silent, tracking_loss
 from einops import rearrange
 from torch import nn
 from torch.utils.data import DataLoader, RandomSampler
@@ -116,7 +116,7 @@ def build(row: Row, seed: int, calibration: CachedFeatures) -> Attachment:
     maps = [batch[f"feature_{i}"].float() for i in range(2)]
     fusion.calibrate([(maps, batch["fused"].float())])
     if row.control == "head" or row.frozen_residual:
-        fusion.residual = Frozen(fusion.residual)
+        fusion.residual.requires_grad_(False)
     return handle
 
 

@@ -30,7 +30,8 @@ class Case:
     train: one training forward, whatever the host returns. adapter: for `attach`. fusion: arguments
     of GenerativeFusion. fused_in: a submodule that only the host's own fusion runs, or "" where
     there is none. fullgraph: whether the host alone compiles as one graph. fusions: of one training
-    forward.
+    forward. apart: whether the host computes something between its fusion and its head. staged:
+    whether its forward is called in stages.
     """
 
     name: str
@@ -42,6 +43,8 @@ class Case:
     fused_in: str = ""
     fullgraph: bool = True
     fusions: int = 1
+    apart: bool = False
+    staged: bool = False
 
     def make_fusion(self, **options: Any) -> GenerativeFusion:
         """A fusion whose output differs visibly from the host's: its last layer is not at zero."""
@@ -174,14 +177,14 @@ START = torch.ones(2, 1, dtype=torch.long)  # of a sequence that is a box
 def of_seqtrack(network: nn.Module) -> tuple[Tensor]:
     template, search = frame(network)
     xz = network(template_list=[template], search_list=[search], mode="encoder")
-    return (network(xz=xz, seq=START.expand(-1, 4), mode="decoder"),)
+    return (network(xz=xz, seq=START.to(search.device).expand(-1, 4), mode="decoder"),)
 
 
 def inferred(network: nn.Module) -> Tensor:
     """SeqTrackv2 at test time: a method of the network that calls one of its head."""
     template, search = frame(network)
     xz = network(template_list=[template], search_list=[search], mode="encoder")
-    return network.inference_decoder(xz, START)["confidence"]
+    return network.inference_decoder(xz, START.to(search.device))["confidence"]
 
 
 def with_scores(out: dict[str, Any]) -> dict[str, Any]:
@@ -253,6 +256,7 @@ CASES = [
         of_sttrack,
         lambda: ModuleAdapter("MambaFusion", "box_head", size=8, tokens=(16, 80)),
         TINY,
+        apart=True,
     ),
     Case(
         "caformer",
@@ -269,6 +273,7 @@ CASES = [
         of_sutrack,
         lambda: EncoderAdapter("encoder", "decoder", tokens=(1, 65)),
         TINY,
+        staged=True,
     ),
     Case(
         "seqtrack",
@@ -277,6 +282,8 @@ CASES = [
         of_seqtrack,
         lambda: ModuleAdapter("encoder.body.interface_blocks.1", "decoder", size=8),
         TINY,
+        apart=True,
+        staged=True,
     ),
     *(
         Case(

@@ -104,6 +104,9 @@ class Pairs(Dataset):
     def __init__(self, root):
         self.root = root
 
+    def get_sequence_info(self, seq_id):
+        return {}
+
     def get_frames(self, seq_id, frame_ids):
         return [jpeg4py.JPEG(os.path.join(self.root, "%06d.jpg" % i)).decode() for i in frame_ids]
 
@@ -212,7 +215,9 @@ class BaseTrainer:
         print("epoch", self.epoch, sorted(status), len(self.stats["train"].history))
 
     def save_checkpoint(self):
-        net = self.actor.net
+        if self.settings.local_rank > 0:
+            return
+        net = getattr(self.actor.net, "module", self.actor.net)
         state = {"epoch": self.epoch, "net": net.state_dict(), "stats": self.stats}
         state.update(optimizer=self.optimizer.state_dict(), settings=self.settings)
         state.update(net_type=type(net).__name__)
@@ -234,6 +239,7 @@ import os
 import sys
 import torch
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", ".."))
 from lib.config.tiny import config
@@ -247,13 +253,17 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--save_dir")
 parser.add_argument("--local_rank", type=int, default=-1)
 args = parser.parse_args()
-torch.cuda.set_device(0)
+if args.local_rank != -1:
+    dist.init_process_group(backend="nccl")
+torch.cuda.set_device(max(args.local_rank, 0))
 settings = Settings()
-settings.save_dir = args.save_dir
+settings.save_dir, settings.local_rank = args.save_dir, args.local_rank
 os.makedirs(args.save_dir, exist_ok=True)
 config.update_config_from_file("experiments/tiny/base.yaml")
 train = config.cfg["TRAIN"]
 net = build().cuda()
+if args.local_rank != -1:
+    net = DistributedDataParallel(net, device_ids=[args.local_rank], find_unused_parameters=True)
 actor = Actor(net)
 optimizer = torch.optim.SGD([p for n, p in net.named_parameters() if "prompt" in n] or [
     torch.nn.Parameter(torch.zeros(1))], lr=0.1)
@@ -268,7 +278,11 @@ trainer.train(train["EPOCH"], load_latest=True, fail_safe=True)
 import os
 import sys
 
-os.system("python lib/train/run_training.py --local-rank=-1 --save_dir " + sys.argv[1])
+port = sys.argv[2:]
+script = "lib/train/run_training.py --save_dir " + sys.argv[1]
+if port:
+    script = "-m torch.distributed.launch --nproc_per_node 2 --master_port %s " % port[0] + script
+os.system("python " + script)
 """,
     "workspace/test.py": f"""
 import multiprocessing

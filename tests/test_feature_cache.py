@@ -21,8 +21,17 @@ from gmmt_fusion.adapters import ModuleAdapter
 from gmmt_fusion.training import CachedFeatures, fine_tune, paper_optimizer
 
 each_host = pytest.mark.parametrize(
-    "case", [case for case in CASES if case.fusions == 1], ids=lambda case: case.name
+    "case",
+    [case for case in CASES if case.fusions == 1 and not case.apart],
+    ids=lambda case: case.name,
 )
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.apart], ids=lambda case: case.name)
+def test_a_host_that_computes_between_fusion_and_head(case: Case, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"comes between them|can be shuffled"):
+        make_cache(case, tmp_path / "cache", attached(case))
+    assert not list(tmp_path.glob("cache/*.safetensors"))
 
 
 @each_host

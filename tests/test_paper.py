@@ -26,8 +26,8 @@ def commands(page: Path) -> list[argparse.Namespace]:
     parsed = []
     for line in text.replace("\\\n", " ").splitlines():
         for start in re.split(r"[;()]|&&", line.split(" #")[0]):
-            words = shlex.split(start, comments=True)
-            if "gmmt_fusion" in words and "-m" in words:
+            if "-m gmmt_fusion" in start:
+                words = shlex.split(start, comments=True)
                 parsed.append(make_parser().parse_args(words[words.index("gmmt_fusion") + 1 :]))
     return parsed
 

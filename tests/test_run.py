@@ -3,6 +3,7 @@
 import importlib
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -101,6 +102,20 @@ def test_processes_that_a_command_starts(checkout: Path, tmp_path: Path) -> None
     failing = command(*train("--set", "TRAIN.BATCH_SIZE=0", script="tracking/train.py"))
     assert failing.returncode != 0
     assert "batch_size" in failing.stderr and "has failed" in failing.stderr
+
+
+@pytest.mark.skipif(torch.cuda.device_count() == 1, reason="two processes would share a GPU")
+def test_two_processes_of_a_launch(checkout: Path, tmp_path: Path) -> None:
+    """torch.distributed.launch on a machine without a GPU: its ranks' fusions are one."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    options = ["--calibrate", "1", "--set", "TRAIN.EPOCH=1"]
+    done = command(*train(*options, script="tracking/train.py"), port)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.count("attached a new fusion") == 1  # said by the first
+    assert "saved the fusion of epoch 1" in done.stdout
+    assert (tmp_path / "trained" / "config.json").is_file()
 
 
 def test_train_and_resume(checkout: Path, tmp_path: Path, capfd: Any) -> None:

@@ -169,6 +169,8 @@ def test_a_sampler_that_fails_always_stops() -> None:
             self.processing = lambda frames: frames
 
         def sample_seq_from_dataset(self, dataset: Any, is_video: bool) -> int:
+            while dataset.get_sequence_info(0) != 0:
+                pass
             return 0
 
         def __getitem__(self, index: int) -> Any:
@@ -187,13 +189,16 @@ def test_a_sampler_that_fails_always_stops() -> None:
             raise OSError("no such frame")
         return 7
 
-    dataset = types.SimpleNamespace(get_frames=get_frames)
+    dataset = types.SimpleNamespace(get_frames=get_frames, get_sequence_info=lambda index: index)
     with Patches() as patches:
         host_modules.watch_sampler(Sampler, patches)
         sampler = Sampler()
         assert [sampler[0] for _ in range(12)] == [7] * 12  # failures now and then do not count
         with pytest.raises(RuntimeError, match=r"drew 50 samples in vain.*no such frame"):
             sampler[1]
+        dataset.get_frames, dataset.get_sequence_info = get_frames, lambda index: 1
+        with pytest.raises(RuntimeError, match=r"1000 sequences.*20 frames"):
+            Sampler()[0]
 
 
 def test_paths_in_a_file(tmp_path: Path) -> None:

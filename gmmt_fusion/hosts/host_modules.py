@@ -20,6 +20,9 @@ from .patches import Patches
 DRAWS = 50
 """Samples that a sampler may draw in vain, one after another, before its error is shown."""
 
+SEQUENCES = 1000
+"""Sequences that it may look at in vain for one that has enough frames."""
+
 
 def step_in(job: Job, patches: Patches, module: ModuleType) -> None:
     """Step into a module of the host that was just imported."""
@@ -61,6 +64,8 @@ def watch_sampler(kind: type, patches: Patches) -> None:
             self.processing = _Watched(self.processing, failures, clears=True)
         if not isinstance(dataset.get_frames, _Watched):
             dataset.get_frames = _Watched(dataset.get_frames, failures)
+            dataset.get_sequence_info = _Bounded(dataset.get_sequence_info)
+        dataset.get_sequence_info.calls = 0
         if len(failures) >= DRAWS:
             error = failures[-1]
             raise RuntimeError(
@@ -70,6 +75,22 @@ def watch_sampler(kind: type, patches: Patches) -> None:
         return own(self, dataset, *args, **kwargs)
 
     patches.set(kind, "sample_seq_from_dataset", sample_seq_from_dataset)
+
+
+class _Bounded:
+    """A dataset's `get_sequence_info`, which ends a search that cannot end; it can be pickled."""
+
+    def __init__(self, own: Any) -> None:
+        self.own, self.calls = own, 0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.calls += 1
+        if self.calls > SEQUENCES:
+            raise RuntimeError(
+                f"the data loader looked at {SEQUENCES} sequences, and in none of them the target "
+                "is visible in enough frames; OSTrack's family wants 20 frames and more"
+            )
+        return self.own(*args, **kwargs)
 
 
 class _Watched:

@@ -178,7 +178,7 @@ class FusionConfig:
         height, width = check_size(size)
         chosen = {"channels": channels, "size": size, **PRESETS[name]}
         if name == "small" and height * width > MOST_TOKENS:
-            chosen["network_config"] = {"patch_size": 2}
+            chosen["network_config"] = {"patch_size": 2, **chosen.get("network_config", {})}
         return cls(**{**chosen, **options})
 
     @classmethod
