@@ -157,7 +157,7 @@ def of_sttrack(network: nn.Module) -> list[dict[str, Any]]:
 
 
 def of_pruned(network: nn.Module) -> tuple[Tensor]:
-    return (network(*frame(network))["score"],)
+    return (network(*frame(network))["scores"],)
 
 
 def of_caformer(network: nn.Module) -> dict[str, Any]:

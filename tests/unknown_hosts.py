@@ -38,7 +38,7 @@ class Corner(nn.Module):
 
     def forward(self, x: Tensor, *unused: object) -> dict[str, Tensor]:
         out = self.out(self.tower(x))
-        return {"boxes": out[:, :4].mean((-1, -2)), "score": out[:, 4:]}
+        return {"boxes": out[:, :4].mean((-1, -2)), "scores": out[:, 4:]}
 
 
 class TwoStreams(nn.Module):
@@ -325,7 +325,7 @@ class Driven:
         with torch.no_grad():
             out = self.network.forward(self.template, self.crop(image, SEARCH))
         self.boxes.append(out["boxes"][0].tolist())
-        return {"target_bbox": self.boxes[-1], "best_score": out["score"].max().item()}
+        return {"target_bbox": self.boxes[-1], "best_score": out["scores"].max().item()}
 
 
 class Staged(Driven):
