@@ -115,8 +115,6 @@ def build(row: Row, seed: int, calibration: CachedFeatures) -> Attachment:
     batch = next(iter(DataLoader(calibration, len(calibration))))
     maps = [batch[f"feature_{i}"].float() for i in range(2)]
     fusion.calibrate([(maps, batch["fused"].float())])
-    if row.control == "head" or row.frozen_residual:
-        fusion.residual.requires_grad_(False)
     return handle
 
 
@@ -126,11 +124,17 @@ def train(run: Run, validation: list[Path]) -> Attachment:
     row, seed = run.row, run.seed
     handle = build(row, seed, calibration)
     head = {id(p) for p in handle.head.parameters()}
+    path = {id(p) for p in handle.fusion.residual.parameters()} if row.frozen_residual else set()
 
     def recipe(parameters: list[nn.Parameter], epochs: int, steps: int) -> Any:
         """The head is trained already, and learns more slowly than the network, which is not."""
         groups = [
-            {"params": [p for p in parameters if (id(p) in head) is is_head], "lr": rate}
+            {
+                "params": [
+                    p for p in parameters if (id(p) in head) is is_head and id(p) not in path
+                ],
+                "lr": rate,
+            }
             for is_head, rate in ((False, row.rate), (True, row.head_rate))
         ]
         kept = [g | {"weight_decay": row.weight_decay} for g in groups if g["params"] and g["lr"]]
