@@ -28,6 +28,7 @@ from .proposals import (
     propose_encoder,
     propose_module,
     propose_streams,
+    tap_adapter_code,
 )
 from .trial import Refused, check
 
@@ -72,7 +73,7 @@ class FoundFusion:
 
     @property
     def sure(self) -> str:
-        """ "sure", "likely", "a guess", or "nothing was found"."""
+        """ "sure", "likely", or "nothing was found"."""
         return self.proposals[0].sure if self.proposals else "nothing was found"
 
     def __str__(self) -> str:
@@ -164,8 +165,22 @@ def _find(probe: Probe) -> FoundFusion:
             continue
         if proposal.adapter_code:
             break
-    found.seen = _rows(search, head)
+    found.seen = [*_apart(search, head, streams), *_rows(search, head)]
     return found
+
+
+def _apart(search: Search, head: Head, streams: StreamSearch | None) -> list[str]:
+    """The last streams that are of one modality each, where nothing shows that they are fused."""
+    if streams is None or streams.apart is None or not is_map(head.fused[0].shape):
+        return []
+    try:
+        code = " ".join(tap_adapter_code(search, head, streams.apart).split())
+    except Refused:
+        return []
+    return [
+        f"streams of one modality each were last seen at {streams.apart.at:.0%} of the calls up to "
+        f"the head's; that all is fused of them was not shown, and it may be too early: {code}"
+    ]
 
 
 def _proposals(

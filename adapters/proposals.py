@@ -24,7 +24,7 @@ class Proposal:
     Attributes:
         what: the fusion point, in words.
         lines: to paste, complete. They were run as they are.
-        sure: "sure", "likely" or "a guess".
+        sure: "sure" or "likely".
         evidence: what the search and the check have seen.
         apart: whether the check asks that the maps depend on a modality of their own each.
     """
@@ -191,50 +191,58 @@ def propose_streams(search: Search, head: Head, found: Streams) -> Proposal:
     shape = head.fused[0].shape
     if not is_map(shape):
         return _propose_part(search, head, found)
-    maps = [x for x in head.call.inputs if len(x.shape) == 4]
-    argument = [x.path for x in maps].index(head.fused[0].leaf.path)
-    taps = [_tap_code(search, head, view, search.modalities) for view in found.views]
-    options = [f'head="{head.name}"', _list_code("taps", taps)]
-    first = found.views[0].first
-    if found.views[0].places is not None:
-        places = [View(view.places) for view in found.views if view.places is not None]
-        codes = [_tap_code(search, head, view, search.modalities) for view in places]
-        options.append(_list_code("places", codes))
-    elif first >= 0 and not is_map(found.views[0].part.shape):
-        options.append(f"tokens=({first}, {first + shape[2] * shape[3]})")
-    if argument:
-        options.append(f"argument={argument}")
-    evidence: list[str] = []
     names = " and ".join(sorted({view.part.call.name for view in found.views}))
     if found.weights is not None:
         weights = " + ".join(f"{w:.3g} · f_{k + 1}" for k, w in enumerate(found.weights))
         after = f", before {', '.join(map(repr, found.through))}" if found.through else ""
         what = f"the fused map is a sum of streams, {weights}{after}; the streams come from {names}"
         evidence = ["the sum is exact: it leaves nothing of the fused map unexplained"]
-    elif found.one_input:
-        what = f"{names!r} is fed with {len(taps)} streams, and more than it makes the fused map"
-        evidence = ["with its output held, the head's input changes: the fused map is taken there"]
     else:
-        what = f"how the streams are fused was not seen; the last that are apart are at {names}"
-    if found.weights is None:
-        evidence.append(f"they are tapped at {found.at:.0%} of the calls up to the head's")
+        what = f"{names!r} is fed with {len(found.views)} streams, and the fused map is made of it"
+        evidence = _beside(found)
     if found.views[0].places is not None:
         evidence.append("candidates are eliminated: tokens are scattered to their recorded places")
     return Proposal(
         what,
-        "TapAdapter(\n    " + ",\n    ".join(options) + ",\n)",
+        tap_adapter_code(search, head, found),
         fusion_code(search, shape[1], shape[2:], None, search.modalities),
-        "sure" if found.weights is not None else "likely" if found.one_input else "a guess",
+        "sure" if found.weights is not None else "likely",
         found.weights is None,
         [*evidence, *own_words(found.own.changes, found.own.order, search.modalities)],
     )
+
+
+def _beside(found: Streams) -> list[str]:
+    seen = (
+        f"with its output and that of {found.beside!r} held, noise for images changes the head's "
+        "input by 0; with either alone it changes"
+    )
+    hardly = "the streams are hardly of one modality each: check that f_1 is RGB's"
+    return [seen] if found.own.clear else [seen, hardly]
+
+
+def tap_adapter_code(search: Search, head: Head, found: Streams) -> str:
+    """Of the streams, each as it was seen."""
+    shape, m = head.fused[0].shape, search.modalities
+    options = [f'head="{head.name}"']
+    options.append(_list_code("taps", [_tap_code(search, head, v, m) for v in found.views]))
+    first = found.views[0].first
+    if found.views[0].places is not None:
+        places = [View(view.places) for view in found.views if view.places is not None]
+        options.append(_list_code("places", [_tap_code(search, head, v, m) for v in places]))
+    elif first >= 0 and not is_map(found.views[0].part.shape):
+        options.append(f"tokens=({first}, {first + shape[2] * shape[3]})")
+    maps = [x.path for x in head.call.inputs if len(x.shape) == 4]
+    if argument := maps.index(head.fused[0].leaf.path):
+        options.append(f"argument={argument}")
+    return "TapAdapter(\n    " + ",\n    ".join(options) + ",\n)"
 
 
 def _propose_part(search: Search, head: Head, found: Streams) -> Proposal:
     """ModuleAdapter, for a module that fuses but is not all that the head's tokens are made of."""
     part = found.views[0].part
     outputs = [x for x in part.call.outputs if x.path == () and x.shape == part.shape]
-    if not (found.one_input and outputs and is_map(part.shape)):
+    if not (outputs and is_map(part.shape)):
         raise Refused(
             f"the head takes tokens {head.fused[0].shape}, which TapAdapter does not; streams that "
             f"are apart were last seen at {part.call.name!r}"
@@ -245,10 +253,7 @@ def _propose_part(search: Search, head: Head, found: Streams) -> Proposal:
         f'ModuleAdapter(fusion="{part.call.name}", head="{head.name}", size={_size(size)})',
         fusion_code(search, part.shape[1], size, None, m),
         "likely",
-        evidence=[
-            "the head's input changes while its output is held: other things come in later",
-            *own_words(found.own.changes, found.own.order, m),
-        ],
+        evidence=[*_beside(found), *own_words(found.own.changes, found.own.order, m)],
     )
 
 

@@ -15,9 +15,10 @@ from stand_ins_dual import BATrack, MixingBlock, SDSTrack
 from stand_ins_more import SEQTRACKV2, SUTRACK, CAFormer, STTrack
 from tiny_hosts import CHANNELS, ConcatTracker, MapsTracker, SiameseTracker, SumAdapter, SumTracker
 from torch import Tensor, nn
+from unknown_hosts import Pruned
 
 from gmmt_fusion import GenerativeFusion
-from gmmt_fusion.adapters import ConcatAdapter, EncoderAdapter, ModuleAdapter
+from gmmt_fusion.adapters import ConcatAdapter, EncoderAdapter, ModuleAdapter, Tap, TapAdapter
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,10 @@ def of_sttrack(network: nn.Module) -> list[dict[str, Any]]:
     return [with_scores(out) for out in network(template, [search])]
 
 
+def of_pruned(network: nn.Module) -> tuple[Tensor]:
+    return (network(*frame(network))["scores"],)
+
+
 def of_caformer(network: nn.Module) -> dict[str, Any]:
     return with_scores(network(*([*x.split(3, dim=1)] for x in frame(network))))
 
@@ -222,6 +227,18 @@ CASES = [
         TINY,
     ),
     Case("sum", seeded(SumTracker), scores, train, SumAdapter, TINY),
+    Case(
+        "taps",
+        seeded(Pruned),
+        lambda network: of_pruned(network)[0],
+        of_pruned,
+        lambda: TapAdapter(
+            "predictor",
+            taps=[Tap("final", call=-2), Tap("final")],
+            places=[Tap("prune", (1,), call=-2), Tap("prune", (1,))],
+        ),
+        TINY,
+    ),
     ostrack("vipt", seeded(ViPTrack), "backbone.blocks.2.attn"),
     ostrack(
         "vipt without elimination",

@@ -43,6 +43,7 @@ SUMS = {  # host: (taps, places)
     unknown.SumBeforeNorm: (["layers.1", "layers.1"], []),
     unknown.SumAfterNorm: (["final", "final"], []),
     unknown.Pruned: (["final", "final"], ["prune", "prune"]),
+    unknown.PrunedAtTheEdge: (["final", "final"], ["prune", "prune"]),
 }
 
 
@@ -174,6 +175,13 @@ def test_a_host_that_is_known_under_other_names():
 def test_one_stream_without_an_encoder_of_its_own():
     found = find_fusion(seeded(unknown.SingleStream)(), example())
     assert not found.proposals and "stem (Conv2d): (1, 6, 32, 32) → (1, 8, 8, 8)" in str(found)
+
+
+def test_streams_that_are_only_apart_are_no_proposal():
+    found = find_fusion(seeded(unknown.Multiplied)(), example())
+    assert not found.proposals and found.sure == "nothing was found"
+    assert 'taps=[ Tap("drop", call=-2), Tap("drop"), ]' in str(found)
+    assert "was not shown" in str(found)
 
 
 def test_nothing_to_find():

@@ -38,7 +38,7 @@ class Corner(nn.Module):
 
     def forward(self, x: Tensor, *unused: object) -> dict[str, Tensor]:
         out = self.out(self.tower(x))
-        return {"boxes": out[:, :4].mean((-1, -2)), "score": out[:, 4:]}
+        return {"boxes": out[:, :4].mean((-1, -2)), "scores": out[:, 4:]}
 
 
 class TwoStreams(nn.Module):
@@ -221,8 +221,11 @@ class Pruned(TokenStreams):
     """Each stream keeps 40 of its 64 search tokens; their sum is scattered to the places."""
 
     class Prune(nn.Module):
+        def scores(self, x: Tensor) -> Tensor:
+            return x[:, -LENGTH:].norm(dim=-1)
+
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-            places = x[:, -LENGTH:].norm(dim=-1).argsort(1, descending=True)[:, :40]
+            places = self.scores(x).argsort(1, descending=True)[:, :40]
             kept = x[:, -LENGTH:].gather(1, places[..., None].expand(-1, -1, WIDTH))
             return torch.cat([x[:, :-LENGTH], kept], dim=1), places
 
@@ -238,6 +241,26 @@ class Pruned(TokenStreams):
             whole = kept.new_zeros(len(kept), LENGTH, WIDTH)
             total = total + whole.scatter(1, places[..., None].expand_as(kept), kept)
         return total
+
+
+class PrunedAtTheEdge(Pruned):
+    """The left edge of the map is never kept."""
+
+    class Prune(Pruned.Prune):
+        def scores(self, x: Tensor) -> Tensor:
+            inside = torch.arange(LENGTH, device=x.device) % (SEARCH // 4) > 0
+            return super().scores(x) * inside
+
+
+class Multiplied(TokenStreams):
+    """Fuses in a function, by no sum; dropout, called for each stream, comes just before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout()
+
+    def fused(self, a: Tensor, b: Tensor) -> Tensor:
+        return (self.drop(a) * self.drop(b).tanh())[:, -LENGTH:]
 
 
 class SingleStream(nn.Module):
@@ -302,7 +325,7 @@ class Driven:
         with torch.no_grad():
             out = self.network.forward(self.template, self.crop(image, SEARCH))
         self.boxes.append(out["boxes"][0].tolist())
-        return {"target_bbox": self.boxes[-1], "best_score": out["score"].max().item()}
+        return {"target_bbox": self.boxes[-1], "best_score": out["scores"].max().item()}
 
 
 class Staged(Driven):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +26,8 @@ from .recording import Call, Key, Leaf, Path, difference
 
 TESTS = 16
 """Candidates that are held, at most: a run of the host each."""
+KINDS = 8
+"""Modules that are held together with one, by the pattern of their names, at most."""
 WEAK = 0.1
 
 
@@ -215,7 +219,7 @@ class Search:
         ][:TESTS]
         self.keep({key for _, output, _ in candidates for key in self.alike(output.call)})
         for reading, output, own in candidates:
-            cut = self.cut(output.call, head)
+            cut = self.cut(head, output.call)
             if cut <= 1e-6 * head.change:
                 equal = len(head.fused) == 1 and equals(output, head.fused[0])
                 return ModuleFusion(reading, output, own, cut, equal)
@@ -252,14 +256,30 @@ class Search:
                     return Part(call, "outputs", leaf), start
         return None
 
-    def cut(self, call: Call, head: Head) -> float:
-        """How much the head's input changes with noise while a module's output is held."""
-        held = self.keep(self.alike(call))
-        calls, _ = self.probe.record(
+    def cut(self, head: Head, *calls: Call, others: Iterable[Key] = ()) -> float:
+        """How much the head's input changes with noise while the outputs of modules are held."""
+        held = self.keep([*others, *(key for call in calls for key in self.alike(call))])
+        seen, _ = self.probe.record(
             self.probe.everything, held=held, wanted={p.place for p in head.fused}
         )
-        by_key = {c.key: c for c in calls}
+        by_key = {c.key: c for c in seen}
         return max(p.change(by_key) for p in head.fused)
+
+    def beside(self, call: Call, head: Head) -> str:
+        """What the head's input is made of beside a module's output, where that is of one kind.
+
+        A kind are modules that differ in the numbers in their names, as all blocks of a backbone,
+        in their calls before this one. Held with it they hold the head's input, alone they do not.
+        """
+        kinds: dict[str, list[Key]] = {}
+        for other in sorted(self.calls, key=lambda c: -c.ended):
+            before = other.phase == 1 and other.name and other.ended < call.began
+            if before and not f"{other.name}.".startswith(f"{call.name}."):
+                kinds.setdefault(re.sub(r"\d+", "*", other.name), []).append(other.key)
+        for kind, keys in itertools.islice(kinds.items(), KINDS):
+            if self.cut(head, call, others=keys) == 0 < self.cut(head, others=keys):
+                return kind
+        return ""
 
 
 def _is_part(call: Call) -> bool:

@@ -16,6 +16,8 @@ from .recording import Call, Leaf, difference
 from .searching import Head, Search
 
 MOST_VIEWS, MOST_OF_A_CALL, MOST_SETS, SAMPLES = 300, 24, 60_000, 2048
+GROUPS = 3
+"""Streams that one module is fed with, which are tested, at most."""
 EXACT = 1e-4
 """Of a sum: what of the fused map it may leave unexplained, relative to its size."""
 SUM_MARGIN, SISTERS_MARGIN = 1.05, 4.0
@@ -70,21 +72,26 @@ class Streams:
     """m views that are fused in a function, and told apart by their modality.
 
     weights: of each in the fused map, where that is their sum. through: the modules that the sum
-    goes through on its way to the head, a norm say.
+    goes through on its way to the head, a norm say. beside: of streams that one module is fed with,
+    the name of those whose output goes into the fused map with its own.
     """
 
     views: tuple[View, ...]
     own: Ownership
     weights: tuple[float, ...] | None = None
     through: tuple[str, ...] = ()
+    beside: str = ""
     at: float = 1.0
 
     @property
     def one_input(self) -> bool:
-        """Whether they are what one call of a module gets, all tokens of it."""
+        """Whether they are what one call of a module gets, all tokens of it, and returns one of."""
+        part, calls = self.views[0].part, {view.part.call.key for view in self.views}
         return (
-            self.views[0].places is None
-            and 1 == len({v.part.call.key for v in self.views if v.part.side == "inputs"}) == 1
+            len(calls) == 1
+            and part.side == "inputs"
+            and self.views[0].places is None
+            and [x.shape for x in part.call.outputs if x.floating] == [part.shape]
         )
 
 
@@ -94,6 +101,7 @@ class StreamSearch:
     def __init__(self, search: Search, head: Head) -> None:
         self.search, self.head = search, head
         self.modalities = search.modalities
+        self.apart: Streams | None = None  # the last that are, where nothing more is known of them
         fused = head.fused[0]
         shape = fused.shape
         if is_map(shape):
@@ -107,6 +115,8 @@ class StreamSearch:
         self.families = Counter(key for call in search.calls for key in _relatives(call))
         every = self.views("outputs") + self.views("inputs")
         search.watch([*(view.part for view in every), *self.places])
+        generator = torch.Generator().manual_seed(0)
+        self.chosen = torch.randint(self.channels * self.length, (SAMPLES,), generator=generator)
 
     # --- views ----------------------------------------------------------------------------------
 
@@ -192,7 +202,7 @@ class StreamSearch:
             columns = view.columns(self.length)
             if columns is None or columns.shape[1:] != (self.channels, self.length):
                 continue
-            mark = tuple(columns.flatten()[:: max(columns.numel() // 64, 1)].tolist())
+            mark = tuple(columns.flatten()[self.chosen].tolist())
             known = found.setdefault(mark, view)
             if len(view.part.leaf.path) < len(known.part.leaf.path):
                 found[mark] = view
@@ -236,13 +246,11 @@ class StreamSearch:
         views = views[:count]
         if count < m:
             return None
-        generator = torch.Generator().manual_seed(0)
-        chosen = torch.randint(target.numel(), (SAMPLES,), generator=generator)
-        goal = target.reshape(-1)[chosen].double()
+        goal = target.flatten()[self.chosen].double()
         if not float(goal.norm()):
             return None
         rows = [v.columns(self.length) for v in views]
-        matrix = torch.stack([r.reshape(-1)[chosen].double() for r in rows if r is not None])
+        matrix = torch.stack([r.flatten()[self.chosen].double() for r in rows if r is not None])
         sets = torch.combinations(torch.arange(count), m)
         for index in _best_sets(matrix, goal, sets):
             weights = _weights(matrix[index], goal)
@@ -258,11 +266,12 @@ class StreamSearch:
     # --- the last streams -----------------------------------------------------------------------
 
     def find_last(self) -> Streams | None:
-        """The last m views that belong together: of one call, of m calls of a module, of sisters.
+        """The last m views that one call is fed with, and all that the head gets of them.
 
-        They are told apart by their modality, and none of them is the fused map already.
+        With the output of that module held, and of others of one kind, noise for images must not
+        change the head's input.
         """
-        views = self.views("inputs") + self.views("outputs")
+        views, tests = self.views("inputs") + self.views("outputs"), GROUPS
         groups: dict[object, list[View]] = {}
         for view in views:
             for key in self._kin(view):
@@ -273,9 +282,16 @@ class StreamSearch:
             if len(group) != self.modalities:
                 continue
             own = self.ownership(tuple(group))
-            if own is None or not self._are_apart(group, own) or any(map(self._is_fused, group)):
+            if own is None:
                 continue
-            return _ordered(Streams(tuple(group), own, at=max(map(_when, group)) / end))
+            streams = _ordered(Streams(tuple(group), own, at=max(map(_when, group)) / end))
+            if self.apart is None and self._are_apart(group, own):
+                self.apart = streams
+            if streams.one_input and tests:
+                tests -= 1
+                other = self.search.beside(group[0].part.call, self.head)
+                if other:
+                    return replace(streams, beside=other)
         return None
 
     def _are_apart(self, group: Sequence[View], own: Ownership) -> bool:
@@ -293,12 +309,6 @@ class StreamSearch:
         for key in _relatives(part.call) if part.axis is None else ():
             if self.families[key] == self.modalities:
                 yield key, part.leaf.path, about
-
-    def _is_fused(self, view: View) -> bool:
-        """Whether the head's input depends on the images through this view alone."""
-        if view.part.side == "inputs" or view.part.axis is not None:
-            return False
-        return self.search.cut(view.part.call, self.head) <= 1e-6 * self.head.change
 
     def ownership(self, views: tuple[View, ...]) -> Ownership | None:
         changes = [[v.change(self.length, calls) for calls in self.search.weak()] for v in views]
@@ -379,10 +389,11 @@ def _one_each(group: Sequence[View], modalities: int) -> list[View]:
 
 def _ordered(streams: Streams) -> Streams:
     """With the streams in the modalities' order; where that is not clear, in that of the calls."""
-    known = streams.own.order if streams.own.clear else (*reversed(range(len(streams.views))),)
-    order = [known.index(j) for j in range(len(streams.views))]
-    own = Ownership(
-        [streams.own.changes[k] for k in order], tuple(range(len(order))), streams.own.margin
-    )
+    views, own, every = streams.views, streams.own, range(len(streams.views))
+    if own.clear:
+        order = [own.order.index(j) for j in every]
+    else:
+        order = sorted(every, key=lambda k: (_when(views[k]), views[k].part.k))
+    own = Ownership([own.changes[k] for k in order], tuple(every), own.margin)
     weights = streams.weights and tuple(streams.weights[k] for k in order)
-    return replace(streams, views=tuple(streams.views[k] for k in order), own=own, weights=weights)
+    return replace(streams, views=tuple(views[k] for k in order), own=own, weights=weights)
