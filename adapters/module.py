@@ -1,5 +1,6 @@
 """Any tracker whose fusion is one submodule."""
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -145,10 +146,12 @@ class ModuleAdapter(Adapter):
         if self.output is None:
             return fused
         if isinstance(out, dict):
-            return {**out, self.output: fused}
+            changed = copy.copy(out)  # of the host's own class
+            changed[self.output] = fused
+            return changed
         parts = list(out)
         parts[int(self.output)] = fused
-        return type(out)(parts)
+        return type(out)(*parts) if hasattr(out, "_fields") else type(out)(parts)
 
     def _misfit(self, current: ForwardPass, given: tuple[Any, ...]) -> ValueError:
         tokens = split_maps(given, current.modalities, ndim=3)

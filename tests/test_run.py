@@ -226,3 +226,73 @@ def test_exit_codes_and_bad_options(checkout: Path, capfd: Any) -> None:
         "asked for --set TRAIN.EPOCH",
     ):
         assert text in err
+
+
+def test_processes_and_threads_that_fail_in_silence(checkout: Path, capfd: Any) -> None:
+    script = checkout / "fails.py"
+    for start in ("multiprocessing.get_context('fork').Process", "threading.Thread"):
+        script.write_text(
+            "import multiprocessing, threading\n"
+            "def fail(): raise ValueError('lost')\n"
+            f"worker = {start}(target=fail)\n"
+            "worker.start(); worker.join()\n"
+        )
+        assert main(["run", str(script)]) == 2
+        assert "error: " in capfd.readouterr().err
+
+
+def test_a_command_that_only_asks_may_fail(checkout: Path) -> None:
+    script = checkout / "asks.py"
+    script.write_text(
+        "import os\nassert os.system('test -d nowhere')\nassert os.path.isabs(__file__)\n"
+    )
+    assert main(["run", str(script)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--fusion", "../fuson"], "--fusion '../fuson' holds no config.json"),
+        (["--fusion", "lib"], "holds no config.json"),
+        (["--fusion", "../fusion", "--preset", "small"], "--preset goes with --train"),
+        (["--train", "models/tiny.pth"], "is no folder"),
+        (["--train", ""], "is no folder"),
+        (["--train", "../new", "--weights", "none.pth"], "--weights none.pth is missing"),
+    ],
+)
+def test_options_are_checked_first(
+    checkout: Path, capfd: Any, options: list[str], expected: str
+) -> None:
+    script = checkout / "says.py"
+    script.write_text("print('started')")
+    assert main(["run", *options, str(script)]) == 2
+    out, error = capfd.readouterr()
+    assert expected in error and "started" not in out
+
+
+@pytest.mark.parametrize(
+    "options", ["--steps 0", "--calibrate -1", "--generative-weight nan", "--blocks 1.5"]
+)
+def test_numbers_of_the_options(checkout: Path, capfd: Any, options: str) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["run", "--train", "../new", *options.split(), "script.py"])
+    assert stop.value.code == 2 and "expected a" in capfd.readouterr().err
+
+
+def test_a_checkpoint_calls_nothing_that_the_host_has_imported(
+    checkout: Path, tmp_path: Path
+) -> None:
+    (checkout / "lib" / "tools.py").write_text("from subprocess import Popen\n")
+
+    class Evil:
+        def __reduce__(self) -> Any:
+            tools = importlib.import_module("lib.tools")
+            return tools.Popen, (["touch", str(tmp_path / "called")],)
+
+    evil, script = Evil(), checkout / "loads.py"
+    torch.save({"net": evil}, checkout / "evil.pth")
+    script.write_text(
+        "import torch, lib.tools\ntry:\n    torch.load('evil.pth')\nexcept Exception: pass\n"
+    )
+    main(["run", str(script)])
+    assert not (tmp_path / "called").exists()

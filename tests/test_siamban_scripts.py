@@ -218,9 +218,9 @@ def test_what_scripts_of_siamban_need(step_in: Any, monkeypatch: pytest.MonkeyPa
         return 1, 2
 
     for module in (
-        augmentation := module_of("a", Augmentation=Augmentation),
-        losses := module_of("b", select_iou_loss=select_iou_loss),
-        distributed := module_of("c", dist_init=dist_init, inited=False),
+        augmentation := module_of("siamban.a", Augmentation=Augmentation),
+        losses := module_of("siamban.b", select_iou_loss=select_iou_loss),
+        distributed := module_of("siamban.c", dist_init=dist_init, inited=False),
     ):
         step_in(module)
     image = np.dstack([np.zeros((2, 2, 3)), np.ones((2, 2, 3))])

@@ -191,7 +191,8 @@ def noised(inputs: Any, noise: Sequence[int], strength: float = 1.0) -> Any:
         if isinstance(value, Mapping):
             return {name: rebuild(item) for name, item in value.items()}
         if isinstance(value, list | tuple):
-            return type(value)(rebuild(item) for item in value)
+            items = [rebuild(item) for item in value]
+            return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
         return value
 
     return rebuild(inputs)

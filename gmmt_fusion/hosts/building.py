@@ -46,7 +46,7 @@ def new_fusion(
         size = int(getattr(head, "feat_sz", 0) or getattr(adapter, "size", 0) or 16)
     options: dict[str, Any] = {
         "method": method,
-        "steps": steps or 1,
+        "steps": 1 if steps is None else steps,
         "modalities": adapter.modalities,
     }
     if adapter.modalities is None:

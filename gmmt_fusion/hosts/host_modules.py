@@ -5,6 +5,7 @@ The names are those of pytracking's heirs: OSTrack's family and its forks.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.abc
 import importlib.machinery
@@ -153,7 +154,7 @@ def set_entry(config: Any, name: str, text: str) -> None:
     """config.A.B = the value that yaml reads from a text, for the name "A.B"; a text stays one.
 
     Raises:
-        ValueError: there is no such entry.
+        ValueError: there is no such entry, or the text is of another type.
     """
     import yaml
 
@@ -162,8 +163,20 @@ def set_entry(config: Any, name: str, text: str) -> None:
         config = config.get(part) if isinstance(config, Mapping) else None
     if not isinstance(config, Mapping) or last not in config:
         raise ValueError(f"--set {name}: the host's configuration has no such entry")
-    value = text if isinstance(config[last], str) else yaml.safe_load(text)
+    own = config[last]
+    value = text if isinstance(own, str) else yaml.safe_load(text)
+    if _is_number(own) and isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            value = float(value)  # yaml takes 1e-4 for a text
+    fits = type(value) is type(own) or (_is_number(own) and _is_number(value))
+    if own is not None and not fits:
+        kind = type(own).__name__
+        raise ValueError(f"--set {name}={text}: expected a value of type {kind}, such as {own!r}")
     config[last] = value  # type: ignore[index]  # a dict
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def set_folders(job: Job, kind: type, patches: Patches) -> None:
@@ -200,7 +213,12 @@ def relocate(job: Job, settings: Any, base: str) -> None:
     """
     old = getattr(settings, base, None)
     for name, value in list(vars(settings).items()):
-        if isinstance(value, str) and old and not os.path.isdir(old) and value.startswith(old):
+        if (
+            isinstance(value, str)
+            and old
+            and not os.path.isdir(old)
+            and f"{value}/".startswith(f"{old.rstrip('/')}/")
+        ):
             setattr(settings, name, job.root + value[len(old) :])
     for name, value in job.settings.items():
         if hasattr(settings, name):

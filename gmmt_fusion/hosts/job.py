@@ -82,7 +82,7 @@ class Job:
 
     def belongs(self, file: str | None) -> bool:
         """Whether a file is one of the host's own."""
-        if not file:
+        if not file or not os.path.isabs(file):  # torch.ops has "_ops.py"
             return False
         path = os.path.realpath(file)
         return path.startswith(self.root + os.sep) and "site-packages" not in path

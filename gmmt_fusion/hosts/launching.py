@@ -10,10 +10,13 @@ import argparse
 import collections
 import contextlib
 import functools
+import multiprocessing.process
 import os
 import runpy
 import subprocess
 import sys
+import textwrap
+import threading
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -94,6 +97,9 @@ def _step_in(job: Job, patches: Patches) -> None:
     )
     sys.meta_path.insert(0, watcher)
     patches.set(os, "system", _noting(job, os.system))
+    process = multiprocessing.process.BaseProcess
+    patches.set(process, "_bootstrap", _noting_failure(job, process._bootstrap))  # type: ignore[attr-defined]
+    patches.set(threading, "excepthook", _noting_thread(job, threading.excepthook))
     patches.set(subprocess.Popen, "__init__", _handing_on(job, subprocess.Popen.__init__))
     if job.paths:
         patches.set(runpy, "run_path", partial(_run_path, job, runpy.run_path))
@@ -122,11 +128,33 @@ def _shim(name: str, job: Job, patches: Patches, module: ModuleType) -> None:
 def _noting(job: Job, own: Any) -> Any:
     def system(command: str) -> int:
         status: int = own(command)
-        if status:
-            job.note("error", f"the command that the script started has failed: {command:.80} …")
+        if status and ("python" in command or "torchrun" in command):  # not `test -d`
+            shown = textwrap.shorten(command, 80, placeholder=" …")
+            job.note("error", f"the command that the script started has failed: {shown}")
         return status
 
     return system
+
+
+def _noting_failure(job: Job, own: Any) -> Any:
+    """multiprocessing prints a process's error itself, and the parent may not ask for its code."""
+
+    def _bootstrap(self: Any, *args: Any, **kwargs: Any) -> int:  # runs in the new process
+        code: int = own(self, *args, **kwargs)
+        if code:
+            job.note("error", f"{self.name}, a process that the script started, has failed")
+        return code
+
+    return _bootstrap
+
+
+def _noting_thread(job: Job, own: Any) -> Any:
+    def excepthook(args: Any) -> None:
+        if args.exc_value is not None and not issubclass(args.exc_type, SystemExit):
+            job.note("error", f"in a thread: {describe(args.exc_value)}")
+        own(args)
+
+    return excepthook
 
 
 def _run_path(job: Job, own: Any, path_name: str, *args: Any, **kwargs: Any) -> Any:
@@ -188,13 +216,16 @@ def _modules(job: Job) -> Iterator[None]:
         for name, module in new.items():
             if name.partition(".")[0] in packages or isinstance(module, stand_ins.StandInModule):
                 del sys.modules[name]
+                parent, _, last = name.rpartition(".")
+                if parent in sys.modules and vars(sys.modules[parent]).get(last) is module:
+                    delattr(sys.modules[parent], last)
 
 
 @contextlib.contextmanager
 def _main_module(script: str, arguments: Sequence[str]) -> Iterator[ModuleType]:
     """`__main__`, `sys.argv` and `sys.path` as `python script arguments` has them."""
     main = ModuleType("__main__")
-    vars(main).update(__file__=script, __builtins__=__builtins__, __cached__=None)
+    vars(main).update(__file__=os.path.abspath(script), __builtins__=__builtins__, __cached__=None)
     before = sys.modules["__main__"], sys.argv, sys.path
     sys.modules["__main__"] = main
     sys.argv = [script, *arguments]
@@ -236,7 +267,8 @@ def _judge(job: Job, script: str, code: int) -> int:
 
 
 def _missing_fusion(job: Job, script: str) -> list[str]:
-    if job.train and list(job.notes("attached")) and not list(job.notes("trained")):
+    first = os.environ.get("RANK", "0") == "0"  # under torchrun one process saves
+    if job.train and first and list(job.notes("attached")) and not list(job.notes("trained")):
         return [f"{script} ended, and trained nothing: a fusion was attached"]
     if list(job.notes("attached")):
         return []

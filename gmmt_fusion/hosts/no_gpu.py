@@ -79,7 +79,8 @@ def _with_gloo(own: Any) -> Any:
 def _without_devices(own: Any) -> Any:
     @functools.wraps(own)
     def __init__(self: Any, module: Any, *args: Any, **kwargs: Any) -> None:
-        args = (None, *args[1:])  # device_ids, the first of them
-        own(self, module, *args, **{k: v for k, v in kwargs.items() if k != "device_ids"})
+        args = args[2:] and (None, None, *args[2:])  # without device_ids and output_device
+        kept = {k: v for k, v in kwargs.items() if k not in ("device_ids", "output_device")}
+        own(self, module, *args, **kept)
 
     return __init__

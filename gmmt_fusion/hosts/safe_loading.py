@@ -39,29 +39,29 @@ def load_own_checkpoints(torch: ModuleType, patches: Patches) -> None:
 
 
 def _classes_of(torch: ModuleType, path: Any) -> list[Any]:
-    import numpy as np
-
     from ..attaching.inert_pickle import NotLoaded
 
-    found: list[Any] = [  # of numbers, by which no file names them
-        kind for kind in vars(np.dtypes).values() if isinstance(kind, type)
-    ]
+    found: list[Any] = [*_dtypes()]
     for name in torch.serialization.get_unsafe_globals_in_checkpoint(path):
         known = _host_class(name) or _numpy_name(name)
         # the name is the file's
         found.append((known or type("NotLoaded", (NotLoaded,), {"name": name}), name))
-    return found + _dtypes()
+    return found
 
 
 def _host_class(name: str) -> type | None:
-    """A class of a module that the process has imported from no installed package."""
+    """A class that a module defines which the process has imported from no installed package.
+
+    Not one that the module has imported itself: such a name could stand for anything.
+    """
     module, _, attribute = name.rpartition(".")
     loaded = sys.modules.get(module)
     file = str(getattr(loaded, "__file__", None) or "")
     outside = any(part in file for part in ("site-packages", "dist-packages"))
     value = vars(loaded).get(attribute) if loaded and file and not outside else None
     standard = module.split(".")[0] in sys.stdlib_module_names
-    return value if isinstance(value, type) and not standard else None
+    own = isinstance(value, type) and value.__module__ == module
+    return value if own and not standard else None
 
 
 def _dtypes() -> list[type]:

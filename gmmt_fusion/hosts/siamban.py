@@ -26,13 +26,16 @@ from .patches import Patches
 
 def step_in(job: Job, patches: Patches, module: ModuleType) -> None:
     """Step into a module of siamban's that was just imported, by what it defines."""
+    if module.__name__.partition(".")[0] != "siamban":  # others have an Augmentation, too
+        return
     for name, change in CHANGES.items():
         value = vars(module).get(name)
         if isinstance(value, dict) or getattr(value, "__module__", None) == module.__name__:
             change(module, patches)
     if module.__name__.endswith("core.config") and hasattr(module, "cfg"):
         set_config(job, type(module.cfg), patches)
-    if job.train and inspect.isclass(vars(module).get("ModelBuilder")):
+    kind = vars(module).get("ModelBuilder")
+    if job.train and inspect.isclass(kind) and kind.__module__ == module.__name__:
         from .siamban_training import watch_training
 
         watch_training(job, module, patches)

@@ -26,7 +26,9 @@ if "GMMT_FUSION_JOB" in os.environ:
 
         join_job()
     except Exception as error:  # site would go on with a line that nobody reads
-        print(f"error: gmmt_fusion cannot work in {sys.executable}: {error}", file=sys.stderr)
-        sys.stderr.flush()
-        os._exit(2)
+        # else it is another Python, of a tool that needs nothing of ours
+        if getattr(error, "name", None) != "gmmt_fusion":
+            print(f"error: gmmt_fusion cannot work in {sys.executable}: {error}", file=sys.stderr)
+            sys.stderr.flush()
+            os._exit(2)
 _run_other()
