@@ -104,6 +104,31 @@ def test_pandas_squeezes() -> None:
         assert isinstance(fake.read_csv("a"), Table)
 
 
+def test_a_server_of_one_object() -> None:
+    class Server:
+        def __init__(self, formats: Any, metadata: Any = None) -> None:
+            self.metadata, self.sent = metadata, []
+
+        def wait(self) -> Any:
+            return fake.server.Request("initialize", {}, [("box", {})], {})
+
+        def status(self, objects: Any, properties: Any = None) -> None:
+            self.sent.append(objects)
+
+    fake = types.ModuleType("trax")
+    fields = ["type", "image", "objects", "properties"]
+    fake.server = types.SimpleNamespace(Request=collections.namedtuple("Request", fields))
+    fake.Server = Server
+    with Patches() as patches:
+        shims.restore_trax(fake, patches)
+        server = fake.Server(["rectangle"], customMetadata={"vot": "python"})
+        assert server.metadata == {"vot": "python"} and server.wait().region == "box"
+        server.status("other")
+        server.status([("third", {})])
+        assert server.sent == [[("other", {})], [("third", {})]]
+    assert fake.Server is Server
+
+
 def test_local_rank_in_both_spellings() -> None:
     with Patches() as patches:
         shims.restore_local_rank(ArgumentParser, patches)

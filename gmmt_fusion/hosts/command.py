@@ -106,8 +106,11 @@ def run(options: argparse.Namespace) -> int:
             generative_weight=options.generative_weight,
             recipe=options.recipe,
             calibrate=options.calibrate,
-            settings=dict(options.settings),
-            paths=dict(options.paths),
+            settings={  # a process that the script starts may have another current folder
+                name: value if "." in name else os.path.abspath(value)
+                for name, value in options.settings
+            },
+            paths={old: os.path.abspath(new) for old, new in options.paths},
         )
         return run_script(job, options.script, options.arguments)
 

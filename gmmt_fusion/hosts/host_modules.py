@@ -204,7 +204,7 @@ def relocate(job: Job, settings: Any, base: str) -> None:
             setattr(settings, name, job.root + value[len(old) :])
     for name, value in job.settings.items():
         if hasattr(settings, name):
-            setattr(settings, name, os.path.abspath(value))
+            setattr(settings, name, value)
             job.note("set", name)
 
 
@@ -226,7 +226,7 @@ class Folders:
         self.result_plot_path = os.path.join(output, "test", "result_plots")
         for name, value in job.settings.items():
             if "." not in name:
-                setattr(self, name, os.path.abspath(value))
+                setattr(self, name, value)
                 job.note("set", name)
 
     def __getattr__(self, name: str) -> str:

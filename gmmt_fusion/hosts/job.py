@@ -57,7 +57,8 @@ class Job:
     def note(self, kind: str, text: str = "") -> None:
         """Write down what happened, for the process that judges the run in the end.
 
-        Kinds: "attached", "trained", "unrecognised", "set" (a setting was applied) and "error".
+        Kinds: "attached", "trained", "unrecognised", "set" (a setting was applied), "error", and
+        "cause", the error that ended a process, which its parent may have expected.
         """
         line = json.dumps({"kind": kind, "text": text}) + "\n"
         with open(self.log, "ab", buffering=0) as file:  # one write: lines do not mix

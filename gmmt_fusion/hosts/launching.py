@@ -9,11 +9,13 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import functools
 import os
 import runpy
+import subprocess
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -65,7 +67,7 @@ def join_job() -> None:
         kind: type[BaseException], error: BaseException, trace: TracebackType | None
     ) -> Any:
         if not issubclass(kind, KeyboardInterrupt):
-            job.note("error", describe(error))
+            job.note("cause", describe(error))
         return own(kind, error, trace)
 
     sys.excepthook = excepthook
@@ -92,6 +94,7 @@ def _step_in(job: Job, patches: Patches) -> None:
     )
     sys.meta_path.insert(0, watcher)
     patches.set(os, "system", _noting(job, os.system))
+    patches.set(subprocess.Popen, "__init__", _handing_on(job, subprocess.Popen.__init__))
     if job.paths:
         patches.set(runpy, "run_path", partial(_run_path, job, runpy.run_path))
     for name, step in after.items():
@@ -137,20 +140,36 @@ def _run_path(job: Job, own: Any, path_name: str, *args: Any, **kwargs: Any) -> 
 
 @contextlib.contextmanager
 def _environment(job: Job) -> Iterator[None]:
-    """Variables by which processes that the script starts find this Python, and the job."""
+    """This process's own environment, while the script runs."""
     before = dict(os.environ)
-    os.environ[VARIABLE] = job.to_json()
-    for name, first in (
-        ("PYTHONPATH", str(STARTUP)),
-        ("PATH", os.path.dirname(os.path.abspath(sys.executable))),
-    ):
-        rest = [os.environ[name]] if os.environ.get(name) else []
-        os.environ[name] = os.pathsep.join([first, *rest])
+    os.environ.update(_hand_on(job, before))
     try:
         yield
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+def _hand_on(job: Job, environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment in which a process finds this Python, and the job."""
+    changed = {**environment, VARIABLE: job.to_json()}
+    for name, first in (
+        ("PYTHONPATH", str(STARTUP)),
+        ("PATH", os.path.dirname(os.path.abspath(sys.executable))),
+    ):
+        rest = changed[name].split(os.pathsep) if changed.get(name) else []
+        changed[name] = os.pathsep.join([first, *(path for path in rest if path != first)])
+    return changed
+
+
+def _handing_on(job: Job, own: Any) -> Any:
+    """`Popen`, for a script that makes an environment of its own, as VOT's toolkit does."""
+
+    @functools.wraps(own)
+    def __init__(self: Any, *args: Any, env: Any = None, **kwargs: Any) -> None:
+        own(self, *args, env=env if env is None else _hand_on(job, env), **kwargs)
+
+    return __init__
 
 
 @contextlib.contextmanager
@@ -207,6 +226,10 @@ def _judge(job: Job, script: str, code: int) -> int:
         problems.append(f"nothing in {script} asked for --set {', '.join(unused)}")
     if not problems and code == 0 and job.attaches:
         problems += _missing_fusion(job, script)
+    if (
+        problems or code
+    ):  # a process may also end so that its parent has done with, as in VOT's toolkit
+        problems = list(dict.fromkeys([*job.notes("cause"), *problems]))
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     return code or (2 if problems else 0)

@@ -98,6 +98,35 @@ def restore_local_rank(parser: type[argparse.ArgumentParser], patches: Patches) 
     patches.set(parser, "parse_known_args", parse_known_args)
 
 
+def restore_trax(trax: ModuleType, patches: Patches) -> None:
+    """A server for one object, as the wrappers for VOT that hosts carry along know it.
+
+    Since vot-trax 4 it has a list of objects, and takes `metadata`.
+    """
+
+    class Request(trax.server.Request):  # type: ignore[name-defined, misc]  # of no stubs
+        @property
+        def region(self) -> Any:
+            return self.objects[0][0] if self.objects else None
+
+    class Server(trax.Server):  # type: ignore[name-defined, misc]
+        def __init__(self, *args: Any, customMetadata: Any = None, **kwargs: Any) -> None:
+            if customMetadata is not None:
+                kwargs["metadata"] = customMetadata
+            super().__init__(*args, **kwargs)
+
+        def wait(self) -> Any:
+            return Request(*super().wait())
+
+        def status(self, objects: Any, properties: Any = None) -> Any:
+            objects = objects if isinstance(objects, list) else [(objects, {})]
+            return super().status(objects, properties)
+
+    fields = getattr(trax.server.Request, "_fields", ())
+    if isinstance(fields, tuple) and "objects" in fields:  # neither an older one nor a stand-in
+        patches.set(trax, "Server", Server)
+
+
 def restore_torch(torch: ModuleType, patches: Patches) -> None:
     """Hard-coded GPUs where there is none, and checkpoints of the host's own trainer."""
     ignore_gpu(torch, patches)
@@ -109,6 +138,7 @@ AFTER_IMPORT: Mapping[str, Callable[[Any, Patches], None]] = {
     "numpy": restore_numpy,
     "pandas": restore_pandas,
     "torch": restore_torch,
+    "trax": restore_trax,
 }
 """What to do once a package is imported."""
 
