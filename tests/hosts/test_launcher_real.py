@@ -11,6 +11,7 @@ from embedded.sequences import generate_sequence
 from hosts.harness import NAMES, checkout
 
 cv2 = pytest.importorskip("cv2")
+pytest.importorskip("pandas", reason="of the extra hosts")
 
 AUTHORS = "/media/jiawen/Datasets/Tracking/DATASET/LasHeR"
 WEIGHTS = """
@@ -28,7 +29,7 @@ SCRIPTS = {
         "train": "--script vipt --config deep_rgbt",
         "test": f"--path {AUTHORS}=../LasHeR RGBT_workspace/test_rgbt_mgpus.py --script_name vipt "
         "--yaml_name deep_rgbt --threads 1",
-        "results": "RGBT_workspace/results/LasHeR/deep_rgbt/car.txt",
+        "results": "RGBT_workspace/results/LasHeR/deep_rgbt/made.txt",
     },
     "tbsi": {
         "weights": f"output/{TBSI}/checkpoints/train/tbsi_track/{TBSI}/TBSITrack_ep0015.pth.tar",
@@ -39,7 +40,7 @@ SCRIPTS = {
         "train": f"--script tbsi_track --config {TBSI}",
         "test": f"--set lasher_path=../LasHeR tracking/test.py tbsi_track {TBSI} "
         "--dataset_name lasher_test --runid 15",
-        "results": f"output/test/tracking_results/tbsi_track/{TBSI}_15/car.txt",
+        "results": f"output/test/tracking_results/tbsi_track/{TBSI}_15/made.txt",
     },
 }
 FEW = {
@@ -57,7 +58,7 @@ def lay_out(folder: Path, names: list[str]) -> None:
     """LasHeR's folders, of one generated sequence: each training name is a link to it."""
     sequence = generate_sequence(0, 20)
     for part, count in (("trainingset", 20), ("testingset", 3)):
-        target = folder / part / "car"
+        target = folder / part / "made"
         boxes = "".join(
             ",".join(map(str, box)) + "\n" for box in sequence.boxes_visible[:count].tolist()
         )
@@ -67,9 +68,9 @@ def lay_out(folder: Path, names: list[str]) -> None:
                 cv2.imwrite(str(target / modality / f"{number:06d}.jpg"), image[..., ::-1])
             (target / f"{modality}.txt").write_text(boxes)
         (target / "init.txt").write_text(boxes)
-        (folder / f"{part}List.txt").write_text("car\n")
+        (folder / f"{part}List.txt").write_text("made\n")
     for name in names:
-        (folder / "trainingset" / name).symlink_to("car")
+        (folder / "trainingset" / name).symlink_to("made")
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
