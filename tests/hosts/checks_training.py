@@ -3,7 +3,6 @@
 import copy
 import functools
 import os
-import pickle
 import socket
 import sys
 from pathlib import Path
@@ -169,9 +168,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 @pytest.mark.parametrize("options", ["", ", method='cgan'"], ids=["diffusion", "cgan"])
-def test_train_and_resume(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, options: str
-) -> None:
+def test_train_and_resume(tmp_path: Path, capsys: Any, options: str) -> None:
     LOGGED.clear()
     trainer = train(tmp_path, 2, options)
     out = capsys.readouterr().out
@@ -219,14 +216,7 @@ def test_train_and_resume(
         assert of["total"] == pytest.approx(track + 5 * of["generative"], rel=1e-2)
         assert ("val Loss/generative", step) not in logged and logged["val Loss/total", step] > 0
 
-    with pytest.raises(pickle.UnpicklingError):
-        torch.load(saved)
-    train(tmp_path, 2, options)
-    assert (
-        "Training crashed" in (refused := capsys.readouterr().out)
-        and "Finished training!" in refused
-    )
-    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    # `checkouts.prepare` lets the host load what its trainer has saved
     resumed = train(tmp_path, 2, options)  # nothing is left to do: as it was saved
     assert resumed.epoch == 2 and same(plugin(resumed), plugin(trainer))
     assert same(resumed.optimizer.state_dict(), trainer.optimizer.state_dict())
