@@ -51,6 +51,9 @@ TOOLS = {
     "mypy",
     "printf",
     "mv",
+    "ln",
+    "cp",
+    "sed",
 }
 TOOLS |= {"pre-commit", "ruff", "sbatch", "srun", "tensorboard"}
 """Commands that are shown and not run."""
