@@ -38,7 +38,23 @@ PAGES = [
 ]
 QUIET = {"text", "bibtex", "json", "yaml", "ini"}
 """Languages of what is shown and not run."""
-TOOLS = {".", ".ci/run", "cd", "eval", "export", "git", "ls", "mkdir", "mkdocs", "mypy"}
+TOOLS = {
+    ".",
+    ".ci/run",
+    "cd",
+    "eval",
+    "export",
+    "git",
+    "ls",
+    "mkdir",
+    "mkdocs",
+    "mypy",
+    "printf",
+    "mv",
+    "ln",
+    "cp",
+    "sed",
+}
 TOOLS |= {"pre-commit", "ruff", "sbatch", "srun", "tensorboard"}
 """Commands that are shown and not run."""
 
@@ -138,7 +154,8 @@ def check_patched(block: Block) -> None:
 
 
 def commands(code: str) -> Iterator[list[str]]:
-    """The commands of a bash block, as words, without what sets variables before them."""
+    """The commands of a bash block, as words, without loops and what sets variables before them."""
+    code = re.sub(r"^for .*?^done$", "", code, flags=re.DOTALL | re.MULTILINE)
     for line in code.replace("\\\n", " ").splitlines():
         lexer = shlex.shlex(line, posix=True, punctuation_chars="&|;()")
         lexer.whitespace_split = True
