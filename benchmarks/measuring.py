@@ -27,6 +27,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 REAL_HOSTS: dict[str, tuple[str, Any]] = {
     "tbsi": ("TBSI", "vitb_256_tbsi_32x4_4e4_lasher_15ep_in1k"),
     "vipt": ("ViPT", "deep_rgbt"),
+    "bat": ("BAT", "rgbt"),
+    "sdstrack": ("SDSTrack", "cvpr2024_rgbt"),
     "siamban": ("siamban", 1),
     "siamban_three_levels": ("siamban", 3),
 }
@@ -146,12 +148,16 @@ def build_host(bench: Any, name: str, dtype: torch.dtype) -> Host:
 
 
 def build_real_host(bench: Any, name: str) -> Host:
-    """An unedited TBSI or ViPT of random weights, and its tracker's frame, with crop and box."""
+    """An unedited host of OSTrack's family of random weights: its tracker's frame, crop and box."""
     import host_runs
     from embedded.sequences import generate_sequence
 
     folder, configuration = REAL_HOSTS[name]
-    example = importlib.import_module(name)
+    if name in ("bat", "sdstrack"):  # which have no example
+        sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+        example = getattr(importlib.import_module("hosts.dual_hosts"), name.upper())
+    else:
+        example = importlib.import_module(name)
     tracker = example.build_tracker(
         example.configuration(checkouts.prepare(Path(os.environ["HOSTS"], folder)), configuration)
     )

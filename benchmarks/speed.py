@@ -6,7 +6,7 @@ measures row after row, each in a process of its own, and writes speed.json afte
 from it; started again with the same settings, it goes on where it was. What is compared is
 interleaved. A time is the fastest, a ratio is that of the fastest and, in brackets, the median over
 the rounds. Memory on a CPU is read from Linux's /proc. HOSTS=DIR adds frames of the real trackers,
-from checkouts in DIR/TBSI, DIR/ViPT and DIR/siamban.
+from checkouts in DIR/TBSI, DIR/ViPT, DIR/BAT, DIR/SDSTrack and DIR/siamban.
 """
 
 import argparse
