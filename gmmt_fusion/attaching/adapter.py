@@ -76,7 +76,9 @@ def split_maps(args: tuple[Any, ...], modalities: int, ndim: int = 4) -> list[Te
     Returns:
         m tensors, or one; None where the arguments, whatever the host passes, are neither.
     """
-    flat = [x for a in args for x in (a if isinstance(a, list | tuple) else [a])]
+    flat: list[Any] = []
+    for a in args:  # PyTorch 2.6 compiles no union of types in a comprehension
+        flat += a if isinstance(a, list) or isinstance(a, tuple) else [a]  # noqa: SIM101
     tensors = [x for x in flat if isinstance(x, Tensor) and x.ndim == ndim]
     alike = [x for x in tensors if x.shape == tensors[0].shape]
     return alike if len(alike) in (1, modalities) else None
