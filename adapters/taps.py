@@ -88,10 +88,9 @@ class TapAdapter(AtHeadAdapter):
     ) -> Any:  # as forward's
         given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}  # int or str
         out = forward(*args, **kwargs)
-        seen = current.memory.setdefault(module, [])
-        seen.append({"input": given, "output": out})
+        seen = [*current.memory.get(module, []), {"input": given, "output": out}]
         depth = max(-tap.call for tap in (*self.taps, *self.places) if tap.module == module)
-        del seen[:-depth]
+        current.memory[module] = seen[-depth:]
         return out
 
     def features(self, current: ForwardPass, fused: Tensor) -> list[Tensor]:
