@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from tiny_fusions import build, maps
@@ -109,6 +110,10 @@ def train(network: str, checkpointing: bool) -> tuple[Tensor, list[Tensor], int]
 
 @each_network
 def test_checkpointing(network: str) -> None:
+    if network == "unet" and not diffusers.UNet2DModel._supports_gradient_checkpointing:
+        with pytest.raises(ValueError, match="upgrade it"):
+            make(network, checkpointing=True)
+        pytest.skip("this diffusers recomputes nothing of a UNet2DModel")
     loss, gradients, kept = train(network, False)
     loss_again, gradients_again, kept_again = train(network, True)
     assert torch.equal(loss, loss_again) and len(gradients) == len(gradients_again)

@@ -15,6 +15,7 @@ from .frames import RATE, openable
 from .images import import_opencv
 from .protocols import intersection_over_union
 from .sequences import TrackingSequence
+from .text_files import printable
 
 MOST_TICKS, LEAST_RATE = 65535, 0.01
 FAR = 1e5  # pixels, outside of any image
@@ -138,7 +139,8 @@ def _draw_box(image: np.ndarray, box: np.ndarray, colour: tuple[int, int, int], 
 
 def _write_line(width: int, words: Sequence[tuple[str, tuple[int, int, int]]]) -> np.ndarray:
     """A dark strip (h, width, 3) with words in their colours, as large as they fit."""
-    cv2, font = import_opencv(), 0  # FONT_HERSHEY_SIMPLEX
+    cv2, font = import_opencv(), 0  # FONT_HERSHEY_SIMPLEX, which has no other letters
+    words = [(printable(text, "ascii"), colour) for text, colour in words]
     gap = 14.0
     needed = sum(cv2.getTextSize(text, font, 1.0, 1)[0][0] + 2 * gap for text, _ in words)
     scale = float(np.clip((width - gap) / needed, 0.25, 0.8))

@@ -234,6 +234,11 @@ class UNet(nn.Module):
             up_block_types=("UpBlock2D",) * len(widths),
         )
         if checkpointing:
+            if not self.unet._supports_gradient_checkpointing:
+                raise ValueError(
+                    "checkpointing=True: this diffusers recomputes nothing of a UNet2DModel; "
+                    "upgrade it (pip install -U diffusers)"
+                )
             self.unet.enable_gradient_checkpointing()
 
     @property
