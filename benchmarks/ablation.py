@@ -32,29 +32,26 @@ from ablation_scoring import SEVERITY, SPLITS, pairs_folder, score_pairs, track
 from ablation_tables import against, comparison, markdown, plot, summary
 from ablation_training import (
     CALIBRATION,
-    CHANNELS,
     TRAINING,
     build,
+    cache_pairs,
     features_folder,
     key,
     train,
     training_key,
 )
-from measuring import machine, now
-from torch.utils.data import DataLoader
+from measuring import machine, now, write_results
 from tqdm import tqdm
 
-from gmmt_fusion import GenerativeFusion, attach
-from gmmt_fusion.adapters import ModuleAdapter
 from gmmt_fusion.files import write_atomically
-from gmmt_fusion.training import CachedFeatures, Degradation, cache_features
+from gmmt_fusion.training import CachedFeatures, Degradation
 from gmmt_fusion.training.degradation import KINDS
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 
 from embedded.sequences import TRAIN_SEEDS
-from embedded.siamese import SEARCH_MAP, load_tracker
+from embedded.siamese import load_tracker
 from embedded.training import PairDataset, Scenes, Twins
 
 
@@ -158,19 +155,7 @@ def write_features(
         return  # complete: rendering the pairs again takes a minute
     kind = Twins if isinstance(degradation, Scenes) else PairDataset
     dataset = kind(seeds, sequences, length=pairs, seed=17, **scenes)
-    fusion = GenerativeFusion(CHANNELS, size=SEARCH_MAP, residual="conv3x3")
-    handle = attach(load_tracker(), fusion, ModuleAdapter("fusion", "head", size=SEARCH_MAP))
-    handle.degradation = degradation
-    cache_features(
-        handle,
-        DataLoader(dataset, 16),
-        folder,
-        targets=lambda batch: {
-            name: batch[name] for name in ("label_cls", "label_loc", "sequence")
-        },
-        forward=lambda network, batch: network(batch),
-        dtype="float16",
-    )
+    cache_pairs(dataset, folder, degradation)
 
 
 def main() -> None:
@@ -257,15 +242,7 @@ def main() -> None:
         f"{report['processor']}, "
         f"torch {report['torch']}, diffusers {report['diffusers']}, {report['date']}\n"
     )
-    options.out.mkdir(parents=True, exist_ok=True)
-    report = json.loads(
-        json.dumps(report), parse_float=lambda number: round(float(number), 4)
-    )  # a small file
-    write_atomically(
-        options.out / f"{name}.json",
-        lambda path: path.write_text(json.dumps(report, indent=1) + "\n"),
-    )
-    write_atomically(options.out / f"{name}.md", lambda path: path.write_text(text))
+    write_results(options.out, name, text, report, digits=4)
     plot(entries, options.out / f"{name}.png", f"{options.table}, {options.seeds} seeds")
     print(text)
 

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from ablation_arms import Arm
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from gmmt_fusion import Attachment, GenerativeFusion, attach
 from gmmt_fusion.adapters import ModuleAdapter
 from gmmt_fusion.files import write_atomically
 from gmmt_fusion.model.calibration import least_squares_convolution
-from gmmt_fusion.training import CachedFeatures, fine_tune, recipes
+from gmmt_fusion.training import CachedFeatures, cache_features, fine_tune, recipes
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from embedded.siamese import SEARCH_MAP, classification_loss, iou_loss, load_tracker
@@ -25,6 +25,26 @@ from embedded.siamese import SEARCH_MAP, classification_loss, iou_loss, load_tra
 CHANNELS = 64
 CALIBRATION = "features-of-calibration"
 TRAINING = ("steps", "batch", "pairs", "training_sequences", "bfloat16")
+
+
+def cache_pairs(
+    dataset: Dataset[Any], folder: Path, degradation: Any = None, progress: bool = True
+) -> None:
+    """The frozen embedded tracker's maps of pairs, and their labels; `degradation` as attached."""
+    fusion = GenerativeFusion(CHANNELS, size=SEARCH_MAP, residual="conv3x3")
+    handle = attach(load_tracker(), fusion, ModuleAdapter("fusion", "head", size=SEARCH_MAP))
+    handle.degradation = degradation
+    cache_features(
+        handle,
+        DataLoader(dataset, 16),
+        folder,
+        targets=lambda batch: {
+            name: batch[name] for name in ("label_cls", "label_loc", "sequence")
+        },
+        forward=lambda network, batch: network(batch),
+        dtype="float16",
+        progress=progress,
+    )
 
 
 class Silent(nn.Module):

@@ -8,7 +8,6 @@ is in the same process, as it is without workers.
 
 import argparse
 import statistics
-import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -18,7 +17,7 @@ from typing import Any
 import feature_cache
 import torch
 from feature_cache import build_embedded
-from measuring import machine, now
+from measuring import tell_command, write_results
 from torch.utils.data import DataLoader
 
 from gmmt_fusion import GenerativeFusion, attach
@@ -128,17 +127,15 @@ def main() -> None:
     lines = ["| part | ms | fraction |", "|---|---|---|"]
     lines += [f"| {part} | {ms:.2f} | {ms / whole:.0%} |" for part, ms in found.items()]
     rest = whole - sum(found[part] for part in ("U", "head", "tracking loss", "backward"))
-    about = {**machine(torch.device("cpu")), **now()}
     lines += [
         "",
         f"All but U, head, tracking loss and their backward: {rest:.2f} ms of {whole:.2f}.",
         "",
-        f"`python {' '.join(sys.argv)}`, batch {options.batch}, "
-        + ", ".join(f"{key} {about[key]}" for key in ("processor", "threads", "load", "torch")),
+        tell_command(f"batch {options.batch}"),
     ]
     print("\n".join(lines))
     if options.out:
-        (options.out / "cached_step.md").write_text("\n".join(lines) + "\n")
+        write_results(options.out, "cached_step", "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from data_training import (
     train,
     write_features,
 )
-from measuring import machine, now
+from measuring import machine, now, write_results
 from tqdm import tqdm
 
 from gmmt_fusion import Attachment
@@ -210,13 +210,8 @@ def report(options: argparse.Namespace, done: dict[tuple[int, str], dict[str, li
         f"{seconds / 60:.0f} minutes of one core, {machine(torch.device('cpu'))['processor']}, "
         f"{now()['date']}\n"
     )
-    options.out.mkdir(parents=True, exist_ok=True)
-    write_atomically(options.out / "data.md", lambda path: path.write_text(text))
-    content = json.dumps({**machine(torch.device("cpu")), **now(), "tables": tables}, indent=1)
-    short = json.loads(content, parse_float=lambda number: round(float(number), 3))
-    write_atomically(
-        options.out / "data.json", lambda path: path.write_text(json.dumps(short, indent=1) + "\n")
-    )
+    content = {**machine(torch.device("cpu")), **now(), "tables": tables}
+    write_results(options.out, "data", text, content, digits=3)
     return text
 
 

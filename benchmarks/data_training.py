@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from ablation_scoring import overlaps, success
-from ablation_training import CHANNELS, Convolutions, Silent, tracking_loss
+from ablation_training import CHANNELS, Convolutions, Silent, cache_pairs, tracking_loss
 from einops import rearrange
 from torch import nn
 from torch.utils.data import DataLoader, RandomSampler
@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from gmmt_fusion import Attachment, GenerativeFusion, attach
 from gmmt_fusion.adapters import ModuleAdapter
 from gmmt_fusion.files import write_atomically
-from gmmt_fusion.training import CachedFeatures, Degradation, cache_features, fine_tune, recipes
+from gmmt_fusion.training import CachedFeatures, Degradation, fine_tune, recipes
 from gmmt_fusion.training.degradation import MIX
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
@@ -223,19 +223,5 @@ def write_features(
         return
     options: dict[str, Any] = {"negatives": 0.0} | scenes
     dataset = PairDataset(seeds, sequences, length=pairs, seed=1000 + seed, **options)
-    handle = attach(
-        load_tracker(), GenerativeFusion(CHANNELS, size=SEARCH_MAP, residual="conv3x3"), ADAPTER
-    )
-    handle.degradation = degradation
-    cache_features(
-        handle,
-        DataLoader(dataset, 16),
-        folder,
-        targets=lambda batch: {
-            name: batch[name] for name in ("label_cls", "label_loc", "sequence")
-        },
-        forward=lambda network, batch: network(batch),
-        dtype="float16",
-        progress=False,
-    )
+    cache_pairs(dataset, folder, degradation, progress=False)
     (folder / "complete").touch()

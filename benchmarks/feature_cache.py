@@ -10,7 +10,6 @@ step times the steps; loading and optimiser are in it.
 
 import argparse
 import itertools
-import json
 import statistics
 import sys
 import tempfile
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import ViTB, machine, now
+from measuring import ViTB, machine, now, write_results
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -182,9 +181,7 @@ def main() -> None:
             f"{key} {report[key]}" for key in ("device", "processor", "threads", "load", "torch")
         ),
     ]
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "feature_cache.json").write_text(json.dumps(report, indent=1) + "\n")
-    (options.out / "feature_cache.md").write_text("\n".join(lines) + "\n")
+    write_results(options.out, "feature_cache", "\n".join(lines) + "\n", report)
     print("\n".join(lines))
 
 

@@ -23,10 +23,9 @@ from ablation_scoring import success
 from ablation_tables import interval, with_interval
 from data import ROWS, SPLITS, measure, save
 from data_training import Run, build, prepare
-from measuring import machine, now
+from measuring import machine, now, write_results
 from tqdm import tqdm
 
-from gmmt_fusion.files import write_atomically
 from gmmt_fusion.model import checkpoint
 from gmmt_fusion.training import CachedFeatures
 
@@ -140,15 +139,8 @@ def report(options: argparse.Namespace, runs: dict[str, dict[int, dict[str, Any]
         f"seeds and sequences.\n\n`python {' '.join(sys.argv)}`, {seconds / 60:.0f} minutes of one "
         f"core for the tracking, {machine(torch.device('cpu'))['processor']}, {now()['date']}\n"
     )
-    options.out.mkdir(parents=True, exist_ok=True)
-    write_atomically(options.out / "lost.md", lambda path: path.write_text(text))
-    short = json.loads(
-        json.dumps({**machine(torch.device("cpu")), **now(), "rows": content}),
-        parse_float=lambda number: round(float(number), 3),
-    )
-    write_atomically(
-        options.out / "lost.json", lambda path: path.write_text(json.dumps(short, indent=1) + "\n")
-    )
+    content = {**machine(torch.device("cpu")), **now(), "rows": content}
+    write_results(options.out, "lost", text, content, digits=3)
     return text
 
 

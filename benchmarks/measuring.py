@@ -5,6 +5,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import itertools
+import json
 import os
 import platform
 import sys
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from gmmt_fusion import Attachment, GenerativeFusion, attach
 from gmmt_fusion.adapters import ModuleAdapter
+from gmmt_fusion.files import write_atomically
 from gmmt_fusion.hosts import checkouts
 from gmmt_fusion.model.networks import Block
 
@@ -267,3 +269,24 @@ def now() -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "load": round(os.getloadavg()[0], 2),
     }
+
+
+def write_results(
+    folder: Path, name: str, text: str, content: Any = None, digits: int | None = None
+) -> None:
+    """`name`.md, and of what it was made `name`.json, its numbers rounded for a small file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / f"{name}.md", lambda path: path.write_text(text))
+    if content is None:
+        return
+    if digits is not None:
+        content = json.loads(json.dumps(content), parse_float=lambda x: round(float(x), digits))
+    short = json.dumps(content, indent=1) + "\n"
+    write_atomically(folder / f"{name}.json", lambda path: path.write_text(short))
+
+
+def tell_command(*about: str) -> str:
+    """The command that runs, what else is said of it, and the machine, as a line of Markdown."""
+    found = {**machine(torch.device("cpu")), **now()}
+    parts = [f"{key} {found[key]}" for key in ("processor", "threads", "load", "torch")]
+    return ", ".join([f"`python {' '.join(sys.argv)}`", *about, *parts])

@@ -9,18 +9,16 @@ lands from the host's fused map: |fused* − fused|² / |fused − mean|², 0 fo
 
 import argparse
 import itertools
-import json
 import sys
 import time
 from pathlib import Path
 
 import torch
-from measuring import machine, now
+from measuring import machine, now, write_results
 from tqdm import tqdm
 
 from gmmt_fusion import GenerativeFusion, attach
 from gmmt_fusion.adapters import ModuleAdapter
-from gmmt_fusion.files import write_atomically
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from embedded.sequences import TRAIN_SEEDS, VALIDATION_SEEDS
@@ -128,14 +126,7 @@ def main() -> None:
         "calibrated": start,
         "rows": rows,
     }
-    options.out.mkdir(parents=True, exist_ok=True)
-    write_atomically(
-        options.out / "one_step.json",
-        lambda path: path.write_text(json.dumps(report, indent=1) + "\n"),
-    )
-    write_atomically(
-        options.out / "one_step.md", lambda path: path.write_text("\n".join(lines) + "\n")
-    )
+    write_results(options.out, "one_step", "\n".join(lines) + "\n", report)
     print("\n".join(lines))
 
 

@@ -13,11 +13,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from bench import Bench
-from measuring import machine, now
+from measuring import tell_command, write_results
 from torch import Tensor, nn
 
 from gmmt_fusion import GenerativeFusion
@@ -108,15 +107,13 @@ def main() -> None:
                     f"| {4 * weights / 1e9:.2f} GB | {kept / 1e9:.2f} GB "
                     f"| {(4 * weights + kept) / 1e9:.2f} GB | {measured or ' | '} |"
                 )
-    about: dict[str, Any] = {**machine(torch.device("cpu")), **now()}
     lines += [
         "",
-        f"C = {CHANNELS}, {SIZE}×{SIZE} maps, float32. `python {' '.join(sys.argv)}`, "
-        + ", ".join(f"{key} {about[key]}" for key in ("processor", "threads", "load", "torch")),
+        f"C = {CHANNELS}, {SIZE}×{SIZE} maps, float32. {tell_command()}",
     ]
     print("\n".join(lines))
     if options.out:
-        (options.out / "training_memory.md").write_text("\n".join(lines) + "\n")
+        write_results(options.out, "training_memory", "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
