@@ -113,10 +113,13 @@ class ModuleAdapter(Adapter):
         # a fusion may have dropped the others
         part = slice(None) if host.shape[1] == height * width else search
         fused = current.fuse(maps, self._map_of(out, part))
-        start, stop, _ = part.indices(host.shape[1])
         generated = flatten(fused).to(host.dtype)
-        whole = torch.cat([host[:, :start], generated, host[:, stop:]], dim=1)
-        return self._with_fused(out, self._turned(whole))
+        if part == search:
+            start = search.start or 0
+            start += host.shape[1] if start < 0 else 0
+            after = host[:, start + height * width :]
+            generated = torch.cat([host[:, :start], generated, after], dim=1)
+        return self._with_fused(out, self._turned(generated))
 
     def _map_of(self, out: Any, part: slice) -> Tensor:
         """The search region's map among the tokens that the host's fusion returned."""

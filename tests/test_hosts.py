@@ -21,7 +21,7 @@ def own_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(sys, "modules", {**sys.modules})
     yield
-    checkouts.PATCHES.undo()
+    checkouts.PATCHES.close()
 
 
 def test_stand_ins_can_be_imported_and_only_for_what_is_missing() -> None:

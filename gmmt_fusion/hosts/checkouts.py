@@ -19,7 +19,7 @@ from .patches import Patches
 from .stand_ins import install_stand_ins
 
 PATCHES = Patches()
-"""What this module has replaced in the process; `PATCHES.undo()` puts it back."""
+"""What this module has replaced in the process; `PATCHES.close()` puts it back."""
 
 
 def prepare(checkout: str | Path) -> Path:
@@ -40,7 +40,7 @@ def prepare(checkout: str | Path) -> Path:
         )
     sys.path.insert(0, str(checkout))
     install_stand_ins()
-    if not PATCHES.replaced:
+    if not PATCHES.active:
         shims.install(PATCHES)
     return checkout
 
@@ -50,7 +50,7 @@ def ignore_cuda() -> None:
 
     `.cuda()`, `.to("cuda:0")`, `torch.cuda.set_device(0)` and `torch.load` of what was on one.
     """
-    if not PATCHES.replaced:
+    if not PATCHES.active:
         no_gpu.ignore_gpu(torch, PATCHES)
 
 

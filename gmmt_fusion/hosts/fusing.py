@@ -34,8 +34,7 @@ def watch_networks(job: Job, patches: Patches) -> None:
     if job.train:
         parallel = nn.parallel.DistributedDataParallel
         patches.set(parallel, "__init__", _wrapping(job, parallel.__init__))
-        hook = register_optimizer_step_pre_hook(_ask)
-        patches.replaced.append((hook, "remove", hook.remove))
+        patches.callback(register_optimizer_step_pre_hook(_ask).remove)
 
 
 def _attaching(job: Job, own: Any) -> Any:

@@ -2,36 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 MISSING = object()
 
 
-class Patches:
-    """What was replaced in this process, by whom it was asked for.
+class Patches(contextlib.ExitStack):
+    """What was replaced in this process; at the end of a `with` block everything is put back, what
+    was replaced last first.
 
-    As a context manager it puts everything back at the end.
+    `callback` takes what else is to be done then. active: whether anything is replaced.
     """
 
-    def __init__(self) -> None:
-        self.replaced: list[tuple[Any, str, Any]] = []
+    active = False
 
     def set(self, owner: Any, name: str, value: Any) -> None:  # a module or a class of anybody's
-        """owner.name = value, until `undo`."""
-        self.replaced.append((owner, name, vars(owner).get(name, MISSING)))
+        """owner.name = value, until the end."""
+        own = vars(owner).get(name, MISSING)
+        if own is MISSING:
+            self.callback(delattr, owner, name)
+        else:
+            self.callback(setattr, owner, name, own)
         setattr(owner, name, value)
+        self.active = True
 
-    def undo(self) -> None:
-        """Put everything back, what was replaced last first."""
-        while self.replaced:
-            owner, name, value = self.replaced.pop()
-            if value is MISSING:
-                delattr(owner, name)
-            else:
-                setattr(owner, name, value)
-
-    def __enter__(self) -> Patches:
-        return self
-
-    def __exit__(self, *args: object) -> None:
-        self.undo()
+    def __exit__(self, *error: Any) -> bool:
+        self.active = False
+        return bool(super().__exit__(*error))

@@ -1,5 +1,6 @@
 """Saving, loading and sharing of a fusion: a folder, or a repository of the Hugging Face hub."""
 
+import importlib
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -67,6 +68,9 @@ class Pretrained(nn.Module):
             TypeError: an unknown option.
         """
         saved = checkpoint.SavedFusion(checkpoint.find(folder_or_hub_id, subfolder, **options))
+        if saved.config.method == "diffusion" or saved.config.network == "unet":
+            # not below, where PyTorch 2.6 cannot be imported whole, as diffusers does
+            importlib.import_module("diffusers.schedulers.scheduling_ddim")
         try:
             with torch.device("meta"):  # nothing is allocated, and nothing random drawn
                 fusion = cls(**vars(saved.config))
