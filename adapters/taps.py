@@ -36,7 +36,8 @@ class TapAdapter(AtHeadAdapter):
     """For a tracker whose fused map is made by no module of its own, say a sum in a forward.
 
     The m modality maps are tapped where modules return or get them, as maps (B, C, H, W) or tokens
-    (B, N, C); the fused map is the head's input, (B, C, H, W).
+    (B, N, C); the fused map is the head's input, (B, C, H, W). It compiles as one graph
+    (`fullgraph=True`) on newer PyTorch than 2.6.
 
     Args:
         head: dotted name of the submodule.
