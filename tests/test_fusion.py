@@ -118,6 +118,17 @@ def test_noise_and_seeds() -> None:
     assert torch.equal(losses[0], losses[1]) and not torch.equal(losses[0], losses[2])
 
 
+@pytest.mark.parametrize(("method", "network"), COMBINATIONS)
+def test_buffers_may_be_written_before_the_backward(method: str, network: str) -> None:
+    # as DistributedDataParallel does before each forward
+    fusion = build(method=method, residual="conv1x1", **NETWORKS[network]).train()
+    features = [x.requires_grad_() for x in maps()]
+    total = fusion.loss(features, features[0]).loss + fusion(*features).sum()
+    for buffer in fusion.buffers():
+        buffer.mul_(1)
+    total.backward()
+
+
 def test_another_default_device() -> None:
     with torch.device("meta"):
         fusion = build()

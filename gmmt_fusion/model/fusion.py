@@ -311,7 +311,7 @@ class GenerativeFusion(Pretrained):
 
     def _normalise(self, features: Features) -> list[Tensor]:
         moments = self.feature_mean, self.feature_std
-        mean, std = (rearrange(x, "m c -> m 1 c 1 1") for x in moments)
+        mean, std = (rearrange(_for_graph(x), "m c -> m 1 c 1 1") for x in moments)
         return [((f.to(mean.dtype) - mean[i]) / std[i]) for i, f in enumerate(features)]
 
     def _denormalise(self, x: Tensor) -> Tensor:
@@ -319,7 +319,7 @@ class GenerativeFusion(Pretrained):
         return x * std + mean
 
     def _fused_moments(self) -> tuple[Tensor, Tensor]:
-        mean, std = self.fused_mean, self.fused_std
+        mean, std = _for_graph(self.fused_mean), _for_graph(self.fused_std)
         return mean.float()[None, :, None, None], std.float()[None, :, None, None]
 
     def _starting_noise(self, size: Sequence[int], num_samples: int = 1) -> Tensor:
@@ -351,6 +351,12 @@ class GenerativeFusion(Pretrained):
         most = self.method.last_timestep + 1
         check_whole_number("steps", steps, 1, most)
         return steps
+
+
+def _for_graph(buffer: Tensor) -> Tensor:
+    """A copy where a graph keeps it: DDP writes the first process's buffers in place before each
+    forward, and a host called in stages has several before its backward."""
+    return buffer.clone() if torch.is_grad_enabled() else buffer
 
 
 GenerativeFusion.__signature__ = FusionConfig.signature()  # type: ignore[attr-defined]
