@@ -165,21 +165,29 @@ def _find(probe: Probe) -> FoundFusion:
             continue
         if proposal.adapter_code:
             break
-    found.seen = [*_apart(search, head, streams), *_rows(search, head)]
+    found.seen = [*_unproven(search, head, streams), *_rows(search, head)]
     return found
 
 
-def _apart(search: Search, head: Head, streams: StreamSearch | None) -> list[str]:
-    """The last streams that are of one modality each, where nothing shows that they are fused."""
+def _unproven(search: Search, head: Head, streams: StreamSearch | None) -> list[str]:
+    """What looks like streams of one modality each, where nothing shows that these are fused."""
+    rows = []
+    pieces = _pieces(search, head)
+    if pieces and all(_was_returned(piece, search) for piece in pieces):
+        rows.append(
+            f"the head takes {len(pieces)} maps concatenated; that they are of one modality each "
+            f'was not shown: ConcatAdapter(head="{head.name}")'
+        )
     if streams is None or streams.apart is None or not is_map(head.fused[0].shape):
-        return []
+        return rows
     try:
         code = " ".join(tap_adapter_code(search, head, streams.apart).split())
     except Refused:
-        return []
+        return rows
     return [
+        *rows,
         f"streams of one modality each were last seen at {streams.apart.at:.0%} of the calls up to "
-        f"the head's; that all is fused of them was not shown, and it may be too early: {code}"
+        f"the head's; that all is fused of them was not shown, and it may be too early: {code}",
     ]
 
 
@@ -237,16 +245,21 @@ def _recognised(search: Search, head: Head) -> Proposal | None:
 
 def _concatenation(search: Search, head: Head) -> list[list[float]] | None:
     """How the m pieces of the head's input depend on the modalities, where they are of one each."""
-    part, m = head.fused[0], search.modalities
-    if not is_map(part.shape) or part.shape[1] % m:
-        return None
-    pieces = tuple(Part(part.call, part.side, part.leaf, 1, k, m) for k in range(m))
+    pieces = _pieces(search, head)
     search.watch(pieces)
-    own = ownership(pieces, search.weak())
-    if own is None or own.order != tuple(range(m)):
+    own = ownership(pieces, search.weak()) if pieces else None
+    if own is None or own.order != tuple(range(len(pieces))):
         return None
     made = all(_was_returned(piece, search) for piece in pieces)
     return own.changes if own.margin >= (MARGIN if made else CONCAT_MARGIN) else None
+
+
+def _pieces(search: Search, head: Head) -> tuple[Part, ...]:
+    """The head's input, cut into m on channels where that goes."""
+    part, m = head.fused[0], search.modalities
+    if len(head.fused) > 1 or not is_map(part.shape) or part.shape[1] % m:
+        return ()
+    return tuple(Part(part.call, part.side, part.leaf, 1, k, m) for k in range(m))
 
 
 def _was_returned(piece: Part, search: Search) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gmmt_fusion.attaching.attachment import Attachment
 from gmmt_fusion.attaching.probing import Probe
 from gmmt_fusion.attaching.readings import best_order
-from gmmt_fusion.attaching.recording import Call, copied, difference
+from gmmt_fusion.attaching.recording import Call, copied, kept_difference
 from gmmt_fusion.attaching.searching import WEAK, Head, Search
 
 
@@ -64,7 +64,7 @@ def _check_attached(handle: Attachment, search: Search, apart: bool) -> list[str
     features, fused = _recorded(handle, probe)
     if apart and len(features) == probe.modalities:
         noisy = [_recorded(handle, probe, [j])[0] for j in probe.everything]
-        changes = [[_change(x, run[k]) for run in noisy] for k, x in enumerate(features)]
+        changes = [[kept_difference(run[k], x) for run in noisy] for k, x in enumerate(features)]
         order, margin = best_order(changes)
         if order != tuple(probe.everything) or margin < 1.02:
             raise Refused(f"the maps that the fusion gets are not one of each modality: {changes}")
@@ -81,14 +81,6 @@ def _recorded(
         raise Refused("the fusion is not called with maps that would be generated")
     features, fused = recording[-1]
     return features, fused
-
-
-def _change(clean: Tensor, other: Tensor) -> float:
-    """Where both have tokens: others may have been eliminated."""
-    both = (clean != 0).any(1) & (other != 0).any(1)
-    if not both.any():
-        return 1.0
-    return difference(other.movedim(1, -1)[both], clean.movedim(1, -1)[both])
 
 
 def _train(

@@ -23,6 +23,7 @@ FOUND = {  # host: what the adapter is made with
     unknown.Correlating: 'ModuleAdapter(fusion="necks.merge", head="predictor", size=8)',
     unknown.Gated: 'ModuleAdapter(fusion="gate", head="predictor", output=1)',
     unknown.Concatenated: 'ConcatAdapter(head="predictor")',
+    unknown.PrunedTogether: 'ConcatAdapter(head="predictor")',
     unknown.ThreeModalities: 'ModuleAdapter(fusion="three", head="predictor")',
     unknown.TokenFusion: 'ModuleAdapter(fusion="fuse", head="predictor", tokens=(16, 80), size=8)',
     unknown.Encoded: 'EncoderAdapter(encoder="encoder", head="predictor", tokens=(1, 65))',
@@ -120,7 +121,7 @@ def test_hosts_with_a_fusion(host):
     assert f"adapter = {FOUND[host]}\n" in found.lines and len(found.proposals) == 1
     assert found.sure in ("sure", "likely")
     handle = attach(network, found.fusion, found.adapter)
-    width = 2 * unknown.WIDTH if host is unknown.Concatenated else unknown.WIDTH
+    width = unknown.WIDTH * (2 if "Concat" in FOUND[host] else 1)
     assert handle.fusion.out_channels == width and handle.fusion.size == (8, 8)
 
 

@@ -252,6 +252,23 @@ class PrunedAtTheEdge(Pruned):
             return super().scores(x) * inside
 
 
+class PrunedTogether(TokenStreams):
+    """Both streams keep 20 tokens in the same places, and the head takes both, as in CAFormer.
+
+    The places change with every image.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.predictor = Corner(2 * WIDTH)
+
+    def fused(self, a: Tensor, b: Tensor) -> Tensor:
+        streams = [self.final(x)[:, -LENGTH:] for x in (a, b)]
+        scores = (100 * torch.stack(streams)[..., 0].sum(0)).sin()
+        dropped = scores.argsort(1)[:, 20:, None].expand(-1, -1, WIDTH)
+        return torch.cat([x.scatter(1, dropped, 0.0) for x in streams], dim=2)
+
+
 class Multiplied(TokenStreams):
     """Fuses in a function, by no sum; dropout, called for each stream, comes just before."""
 

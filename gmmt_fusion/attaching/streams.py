@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .readings import MARGIN, Calls, Ownership, Part, best_order, is_feature, is_map
-from .recording import Call, Leaf, difference
+from .recording import Call, Leaf, kept_difference
 from .searching import Head, Search
 
 MOST_VIEWS, MOST_OF_A_CALL, MOST_SETS, SAMPLES = 300, 24, 60_000, 2048
@@ -55,16 +55,11 @@ class View:
         return whole.scatter(1, index, kept).mT
 
     def change(self, length: int, calls: Calls) -> float:
-        """As `Part.change`, of the tokens that were kept in both runs."""
+        """As `Part.kept_change`."""
         clean, other = self.columns(length), self.columns(length, calls)
         if clean is None or other is None or clean.shape != other.shape:
             return math.nan
-        if self.places is None:
-            return difference(other, clean)
-        both = (clean != 0).any(1) & (other != 0).any(1)
-        if not both.any():
-            return math.nan
-        return difference(other.mT[both], clean.mT[both])
+        return kept_difference(other, clean)
 
 
 @dataclass(frozen=True)
