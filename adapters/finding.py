@@ -17,7 +17,8 @@ from gmmt_fusion.attaching.probing import BOX, Probe, seeded, texture
 from gmmt_fusion.attaching.readings import MARGIN, Part, is_map, ownership
 from gmmt_fusion.attaching.recognition import recognise
 from gmmt_fusion.attaching.searching import Head, Search
-from gmmt_fusion.attaching.streams import Streams, StreamSearch
+from gmmt_fusion.attaching.streams import StreamSearch
+from gmmt_fusion.attaching.views import Streams
 from gmmt_fusion.model.fusion import GenerativeFusion
 
 from .auto import ADAPTERS
@@ -150,6 +151,7 @@ def _find(probe: Probe) -> FoundFusion:
         found.seen += _rows(search, head)
         return found
     for make in _proposals(search, head, streams):
+        proposal = None
         try:
             proposal = make()
             if proposal is None:
@@ -161,7 +163,7 @@ def _find(probe: Probe) -> FoundFusion:
             proposal.evidence += check(proposal.lines, search, head, proposal.apart)
             found.proposals.append(proposal)
         except Refused as error:
-            found.refused.append(str(error))
+            found.refused.append(f"{proposal.what}: {error}" if proposal else str(error))
             continue
         if proposal.adapter_code:
             break

@@ -43,6 +43,7 @@ SUMS = {  # host: (taps, places)
     unknown.Weighted: (["visible", "thermal"], []),
     unknown.SumBeforeNorm: (["layers.1", "layers.1"], []),
     unknown.SumAfterNorm: (["final", "final"], []),
+    unknown.Projected: (["final", "final"], []),
     unknown.Pruned: (["final", "final"], ["prune", "prune"]),
     unknown.PrunedAtTheEdge: (["final", "final"], ["prune", "prune"]),
 }
@@ -136,6 +137,8 @@ def test_sums(host):
         assert "0.7 · f_1 + 0.4 · f_2" in str(found)
     if host is unknown.SumBeforeNorm:
         assert "before 'final'" in str(found)
+    if host is unknown.Projected:
+        assert "before 'last', 'project'" in str(found)
 
 
 @pytest.mark.parametrize("host", SUMS, ids=lambda host: host.__name__)
@@ -149,6 +152,8 @@ def test_the_maps_of_a_sum_are_its_summands(host):
     (features, fused), *_ = recording
     if host is unknown.SumBeforeNorm:
         fused_again = network.final((sum(features) / 2).movedim(1, -1)).movedim(-1, 1)
+    elif host is unknown.Projected:
+        fused_again = network.last(network.project(sum(features).movedim(1, -1))).movedim(-1, 1)
     else:
         weights = [0.7, 0.4] if host is unknown.Weighted else [1, 1]
         fused_again = sum(w * f for w, f in zip(weights, features, strict=True))
@@ -171,6 +176,13 @@ def test_a_host_that_is_known_under_other_names():
     assert {tap.module for tap in found.adapter.taps} == {"backbone.norm"}
     items = [tuple(tap.item) for tap in found.adapter.places]
     assert items == [(2,), (7,)] and BATAdapter.__name__ not in str(found)
+
+
+def test_a_module_that_is_called_more_than_once():
+    text = [
+        str(find_fusion(seeded(host)(), example())) for host in (unknown.FusedTwice, unknown.Gated)
+    ]
+    assert "called 2 times" in text[0] and "times a frame" not in text[1]
 
 
 def test_one_stream_without_an_encoder_of_its_own():

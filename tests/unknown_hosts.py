@@ -103,6 +103,11 @@ class Gated(TwoStreams):
         return self.after(self.gate(a, b, 0.5)[1])
 
 
+class FusedTwice(Gated):
+    def fused(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.after(self.gate(a, b, 0.5)[1] + self.gate(a, b, 0.2)[1])
+
+
 class Concatenated(TwoStreams):
     """The head takes both."""
 
@@ -215,6 +220,18 @@ class SumBeforeNorm(TokenStreams):
 class SumAfterNorm(TokenStreams):
     def fused(self, a: Tensor, b: Tensor) -> Tensor:
         return (self.final(a) + self.final(b))[:, -LENGTH:]
+
+
+class Projected(TokenStreams):
+    """The sum is projected to the channels of the head, and normed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project, self.last = nn.Linear(WIDTH, 6), nn.LayerNorm(6)
+        self.predictor = Corner(6)
+
+    def fused(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.last(self.project((self.final(a) + self.final(b))[:, -LENGTH:]))
 
 
 class Pruned(TokenStreams):
