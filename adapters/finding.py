@@ -146,7 +146,8 @@ def _find(probe: Probe) -> FoundFusion:
         without = [j for j, x in enumerate(changes) if x == 0] or [1]
         found.seen.append(
             f"the head's input does not change with image {without[0] + 1}: the tracker is of one "
-            "modality, and there is nothing to fuse"
+            "modality, or its trained weights are not loaded, as what is added to a pretrained "
+            "tracker often starts at zero"
         )
         found.seen += _rows(search, head)
         return found
