@@ -311,4 +311,8 @@ def _failed(probe: Probe, error: Exception) -> Exception:
                 f"of two modalities, (H, W, 6) ({error}): there is nothing to fuse. For SiamBAN "
                 "call gmmt_fusion.adapters.siamban.two_stream(model) first"
             )
-    return RuntimeError(f"{type(probe.tracker).__name__} failed on the frame: {error}")
+    alone = (
+        "its network can be searched alone, with the inputs of a forward: find_fusion(net, inputs)"
+    )
+    hint = f"; {alone}" if probe.driven else ""
+    return RuntimeError(f"{type(probe.tracker).__name__} failed on the frame: {error}{hint}")

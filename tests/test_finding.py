@@ -294,7 +294,7 @@ def test_errors(tracker, arguments, message):
 def test_a_tracker_that_fails_says_why():
     tracker = unknown.Driven(seeded(unknown.Gated)())
     tracker.crop = None
-    with pytest.raises(RuntimeError, match="failed on the frame"):
+    with pytest.raises(RuntimeError, match=r"failed on the frame: .*find_fusion\(net, inputs\)"):
         find_fusion(tracker)
 
 
