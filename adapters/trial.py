@@ -36,13 +36,15 @@ def check(lines: str, search: Search, head: Head, apart: bool = True) -> list[st
     names: dict[str, Any] = {"tracker": probe.tracker}
     try:
         exec(lines, names)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise Refused(f"attach refuses it: {error}") from error
+    except Exception as error:  # of the host's, too: its head is copied
+        raise Refused(f"attach refuses it: {_words(error)}") from error
     handle: Attachment = names["handle"]
     try:
         seen = _check_attached(handle, search, apart)
-    except (ValueError, TypeError, RuntimeError, LookupError) as error:
-        raise Refused(f"the attached tracker failed: {error}") from error
+    except Refused:
+        raise
+    except Exception as error:  # whatever a host raises
+        raise Refused(f"the attached tracker failed: {_words(error)}") from error
     finally:
         handle.detach()
         handle.network.eval()
@@ -52,6 +54,10 @@ def check(lines: str, search: Search, head: Head, apart: bool = True) -> list[st
     if not same or any(p.change(by_key) > 0 for p in head.fused):
         raise Refused("after detach() the tracker's output is not what it was")
     return [*seen, "detached, the tracker's output is the same to the bit"]
+
+
+def _words(error: Exception) -> str:
+    return str(error) or type(error).__name__
 
 
 def _check_attached(handle: Attachment, search: Search, apart: bool) -> list[str]:

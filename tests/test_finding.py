@@ -178,6 +178,12 @@ def test_a_host_that_is_known_under_other_names():
     assert items == [(2,), (7,)] and BATAdapter.__name__ not in str(found)
 
 
+def test_whatever_a_host_raises_is_a_refusal():
+    found = find_fusion(seeded(unknown.OnlyEvaluated)(), example())
+    assert not found.proposals
+    assert "the module 'gate' fuses" in found.refused[0] and "AssertionError" in found.refused[0]
+
+
 def test_a_module_that_is_called_more_than_once():
     text = [
         str(find_fusion(seeded(host)(), example())) for host in (unknown.FusedTwice, unknown.Gated)
