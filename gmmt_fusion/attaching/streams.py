@@ -35,19 +35,23 @@ class StreamSearch:
         fused = head.fused[0]
         shape = fused.shape
         if is_map(shape):
-            self.channels, self.length = shape[1], shape[2] * shape[3]
+            channels, self.length = shape[1], shape[2] * shape[3]
         else:
-            self.channels, self.length = shape[2], max(shape[:2]) if 1 in shape[:2] else shape[1]
+            channels, self.length = shape[2], max(shape[:2]) if 1 in shape[:2] else shape[1]
         self.places = list(self._find_places())
-        # how many tokens streams have beside those of the search region, before any is eliminated
-        shapes = {x.shape for call in search.calls for x in call.inputs if len(x.shape) == 3}
-        self.templates = {0} | {s[1] - self.length for s in shapes if s[2] == self.channels}
+        self._look_at(channels)
         self.families = Counter(key for call in search.calls for key in _relatives(call))
         self.target, self.through = self._find_target(shape)
         every = self.views("outputs") + self.views("inputs")
         search.watch([*(view.part for view in every), *self.places])
         generator = torch.Generator().manual_seed(0)
         self.chosen = torch.randint(self.channels * self.length, (SAMPLES,), generator=generator)
+
+    def _look_at(self, channels: int) -> None:
+        """Streams have so many, and beside the search region's so many tokens, before any goes."""
+        shapes = {x.shape for call in self.search.calls for x in call.inputs if len(x.shape) == 3}
+        self.channels = channels
+        self.templates = {0} | {s[1] - self.length for s in shapes if s[2] == channels}
 
     def _find_target(self, shape: Sequence[int]) -> tuple[Tensor | None, tuple[str, ...]]:
         """The head's input (B, C, H·W), or what it was projected from, to other channels.
@@ -69,7 +73,7 @@ class StreamSearch:
             elif before.shape[1] == self.modalities * self.channels:
                 break  # a concatenation
             else:
-                self.channels = before.shape[1]
+                self._look_at(before.shape[1])
                 return before, through
         return own, ()
 
