@@ -125,9 +125,9 @@ def propose_module(search: Search, head: Head, found: ModuleFusion) -> Proposal:
 
 def _often(search: Search, call: Call) -> list[str]:
     """Whether a module gets maps of this size more than once in a frame."""
-    shapes = [x.shape for x in call.inputs]
+    shapes = [x.shape[1:] for x in call.inputs]  # of any batch
     calls = [c for c in search.calls if c.key[:2] == call.key[:2] and c.phase == call.phase]
-    count = sum([x.shape for x in c.inputs] == shapes for c in calls)
+    count = sum([x.shape[1:] for x in c.inputs] == shapes for c in calls)
     if count < 2:
         return []
     return [f"it is called {count} times a frame with such: each time a map is generated"]
