@@ -32,6 +32,7 @@ WIDTH = 136  # of the plain convolutions, 0.25 M
 BATCH, EVERY = 8, 48  # steps between validations
 PAIRS = 16  # cached a sequence; in all at most half of what the budget sees
 VALIDATED, TESTED = 90, 250  # pairs a setting
+CALIBRATED = 96  # pairs
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,7 @@ def prepare(run: Run) -> tuple[Path, Path]:
     options: dict[str, Any] = {"negatives": 0.08}
     write_features(train, TRAIN_SEEDS, run.sequences, pairs, run.seed, degradation, **options)
     calibration = root / f"calibration-{name}"
-    write_features(calibration, TRAIN_SEEDS, min(run.sequences, 12), 96, run.seed)
+    write_features(calibration, TRAIN_SEEDS, min(run.sequences, 12), CALIBRATED, run.seed)
     return train, calibration
 
 

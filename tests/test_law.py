@@ -212,8 +212,23 @@ def test_autocast_and_inference_mode(case: Case) -> None:
         assert torch.isfinite(scores_in(out)).all()
 
 
+# one host of each adapter, as compiling takes seconds
+COMPILED = {
+    "concat",
+    "sum",
+    "taps",
+    "vipt",
+    "tbsi",
+    "bat",
+    "sdstrack",
+    "caformer",
+    "sutrack",
+    "seqtrack",
+}
+
+
 @pytest.mark.parametrize(
-    "case", [case for case in CASES if "without" not in case.name], ids=lambda case: case.name
+    "case", [case for case in CASES if case.name in COMPILED], ids=lambda case: case.name
 )
 def test_compile(case: Case) -> None:
     network, handle = attached(case)
@@ -223,10 +238,11 @@ def test_compile(case: Case) -> None:
     torch.compiler.reset()
     network.compile(backend="eager", fullgraph=case.fullgraph)
     torch.testing.assert_close(case.run(network), expected)
-    with handle.disabled():  # what changes after the first compile is seen
+    if case is CASES[0]:
+        with handle.disabled():  # what changes after the first compile is seen
+            torch.testing.assert_close(case.run(network), host)
+        handle.detach()
         torch.testing.assert_close(case.run(network), host)
-    handle.detach()
-    torch.testing.assert_close(case.run(network), host)
 
 
 @each_host

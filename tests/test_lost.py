@@ -67,6 +67,7 @@ def test_a_tiny_run_of_both_tables(tmp_path: Path, monkeypatch: Any, capsys: Any
         (lost, "SPLITS", splits),
         (data_training, "BATCH", 2),
         (data_training, "PAIRS", 2),
+        (data_training, "CALIBRATED", 4),
     ):
         monkeypatch.setattr(module, name, value)
     folders = ["--steps", "2", "--work", str(tmp_path / "work"), "--out", str(tmp_path)]

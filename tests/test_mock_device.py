@@ -13,7 +13,7 @@ import pytest
 def test_everything_runs_on_a_device() -> None:
     folder = Path(__file__).parent / "device"
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(folder)],
+        [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", str(folder)],
         env={**os.environ, "GMMT_FUSION_DEVICE": "mock"},
         capture_output=True,
         text=True,
