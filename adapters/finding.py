@@ -17,7 +17,8 @@ from gmmt_fusion.attaching.probing import BOX, Probe, seeded, texture
 from gmmt_fusion.attaching.readings import MARGIN, Part, is_map, ownership
 from gmmt_fusion.attaching.recognition import recognise
 from gmmt_fusion.attaching.searching import Head, Search
-from gmmt_fusion.attaching.streams import Streams, StreamSearch
+from gmmt_fusion.attaching.streams import StreamSearch
+from gmmt_fusion.attaching.views import Streams
 from gmmt_fusion.model.fusion import GenerativeFusion
 
 from .auto import ADAPTERS
@@ -145,11 +146,13 @@ def _find(probe: Probe) -> FoundFusion:
         without = [j for j, x in enumerate(changes) if x == 0] or [1]
         found.seen.append(
             f"the head's input does not change with image {without[0] + 1}: the tracker is of one "
-            "modality, and there is nothing to fuse"
+            "modality, or its trained weights are not loaded, as what is added to a pretrained "
+            "tracker often starts at zero"
         )
         found.seen += _rows(search, head)
         return found
     for make in _proposals(search, head, streams):
+        proposal = None
         try:
             proposal = make()
             if proposal is None:
@@ -161,25 +164,33 @@ def _find(probe: Probe) -> FoundFusion:
             proposal.evidence += check(proposal.lines, search, head, proposal.apart)
             found.proposals.append(proposal)
         except Refused as error:
-            found.refused.append(str(error))
+            found.refused.append(f"{proposal.what}: {error}" if proposal else str(error))
             continue
         if proposal.adapter_code:
             break
-    found.seen = [*_apart(search, head, streams), *_rows(search, head)]
+    found.seen = [*_unproven(search, head, streams), *_rows(search, head)]
     return found
 
 
-def _apart(search: Search, head: Head, streams: StreamSearch | None) -> list[str]:
-    """The last streams that are of one modality each, where nothing shows that they are fused."""
+def _unproven(search: Search, head: Head, streams: StreamSearch | None) -> list[str]:
+    """What looks like streams of one modality each, where nothing shows that these are fused."""
+    rows = []
+    pieces = _pieces(search, head)
+    if pieces and all(_was_returned(piece, search) for piece in pieces):
+        rows.append(
+            f"the head takes {len(pieces)} maps concatenated; that they are of one modality each "
+            f'was not shown: ConcatAdapter(head="{head.name}")'
+        )
     if streams is None or streams.apart is None or not is_map(head.fused[0].shape):
-        return []
+        return rows
     try:
         code = " ".join(tap_adapter_code(search, head, streams.apart).split())
     except Refused:
-        return []
+        return rows
     return [
+        *rows,
         f"streams of one modality each were last seen at {streams.apart.at:.0%} of the calls up to "
-        f"the head's; that all is fused of them was not shown, and it may be too early: {code}"
+        f"the head's; that all is fused of them was not shown, and it may be too early: {code}",
     ]
 
 
@@ -237,16 +248,21 @@ def _recognised(search: Search, head: Head) -> Proposal | None:
 
 def _concatenation(search: Search, head: Head) -> list[list[float]] | None:
     """How the m pieces of the head's input depend on the modalities, where they are of one each."""
-    part, m = head.fused[0], search.modalities
-    if not is_map(part.shape) or part.shape[1] % m:
-        return None
-    pieces = tuple(Part(part.call, part.side, part.leaf, 1, k, m) for k in range(m))
+    pieces = _pieces(search, head)
     search.watch(pieces)
-    own = ownership(pieces, search.weak())
-    if own is None or own.order != tuple(range(m)):
+    own = ownership(pieces, search.weak()) if pieces else None
+    if own is None or own.order != tuple(range(len(pieces))):
         return None
     made = all(_was_returned(piece, search) for piece in pieces)
     return own.changes if own.margin >= (MARGIN if made else CONCAT_MARGIN) else None
+
+
+def _pieces(search: Search, head: Head) -> tuple[Part, ...]:
+    """The head's input, cut into m on channels where that goes."""
+    part, m = head.fused[0], search.modalities
+    if len(head.fused) > 1 or not is_map(part.shape) or part.shape[1] % m:
+        return ()
+    return tuple(Part(part.call, part.side, part.leaf, 1, k, m) for k in range(m))
 
 
 def _was_returned(piece: Part, search: Search) -> bool:
@@ -295,4 +311,8 @@ def _failed(probe: Probe, error: Exception) -> Exception:
                 f"of two modalities, (H, W, 6) ({error}): there is nothing to fuse. For SiamBAN "
                 "call gmmt_fusion.adapters.siamban.two_stream(model) first"
             )
-    return RuntimeError(f"{type(probe.tracker).__name__} failed on the frame: {error}")
+    alone = (
+        "its network can be searched alone, with the inputs of a forward: find_fusion(net, inputs)"
+    )
+    hint = f"; {alone}" if probe.driven else ""
+    return RuntimeError(f"{type(probe.tracker).__name__} failed on the frame: {error}{hint}")

@@ -10,8 +10,9 @@ from torch import nn
 
 from gmmt_fusion.attaching.adapter import Adapter
 from gmmt_fusion.attaching.readings import Part, is_map
+from gmmt_fusion.attaching.recording import Call
 from gmmt_fusion.attaching.searching import Head, ModuleFusion, Search
-from gmmt_fusion.attaching.streams import Streams, View
+from gmmt_fusion.attaching.views import Streams, View
 from gmmt_fusion.model.fusion import GenerativeFusion
 
 from .trial import Refused
@@ -117,8 +118,19 @@ def propose_module(search: Search, head: Head, found: ModuleFusion) -> Proposal:
             f"with noise for images and its output held, the head's input changes by {found.cut:g} "
             f"(not held: {head.change:.2g})",
             *own_words(found.own.changes, found.own.order, search.modalities),
+            *_often(search, call),
         ],
     )
+
+
+def _often(search: Search, call: Call) -> list[str]:
+    """Whether a module gets maps of this size more than once in a frame."""
+    shapes = [x.shape[1:] for x in call.inputs]  # of any batch
+    calls = [c for c in search.calls if c.key[:2] == call.key[:2] and c.phase == call.phase]
+    count = sum([x.shape[1:] for x in c.inputs] == shapes for c in calls)
+    if count < 2:
+        return []
+    return [f"it is called {count} times a frame with such: each time a map is generated"]
 
 
 def _search_tokens(
@@ -205,7 +217,7 @@ def propose_streams(search: Search, head: Head, found: Streams) -> Proposal:
     return Proposal(
         what,
         tap_adapter_code(search, head, found),
-        fusion_code(search, shape[1], shape[2:], None, search.modalities),
+        fusion_code(search, found.channels, shape[2:], shape[1], search.modalities),
         "sure" if found.weights is not None else "likely",
         found.weights is None,
         [*evidence, *own_words(found.own.changes, found.own.order, search.modalities)],
@@ -253,7 +265,11 @@ def _propose_part(search: Search, head: Head, found: Streams) -> Proposal:
         f'ModuleAdapter(fusion="{part.call.name}", head="{head.name}", size={_size(size)})',
         fusion_code(search, part.shape[1], size, None, m),
         "likely",
-        evidence=[*_beside(found), *own_words(found.own.changes, found.own.order, m)],
+        evidence=[
+            *_beside(found),
+            *own_words(found.own.changes, found.own.order, m),
+            *_often(search, part.call),
+        ],
     )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gmmt_fusion.attaching.attachment import Attachment
 from gmmt_fusion.attaching.probing import Probe
 from gmmt_fusion.attaching.readings import best_order
-from gmmt_fusion.attaching.recording import Call, copied, difference
+from gmmt_fusion.attaching.recording import Call, copied, kept_difference
 from gmmt_fusion.attaching.searching import WEAK, Head, Search
 
 
@@ -36,13 +36,15 @@ def check(lines: str, search: Search, head: Head, apart: bool = True) -> list[st
     names: dict[str, Any] = {"tracker": probe.tracker}
     try:
         exec(lines, names)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise Refused(f"attach refuses it: {error}") from error
+    except Exception as error:  # of the host's, too: its head is copied
+        raise Refused(f"attach refuses it: {_words(error)}") from error
     handle: Attachment = names["handle"]
     try:
         seen = _check_attached(handle, search, apart)
-    except (ValueError, TypeError, RuntimeError, LookupError) as error:
-        raise Refused(f"the attached tracker failed: {error}") from error
+    except Refused:
+        raise
+    except Exception as error:  # whatever a host raises
+        raise Refused(f"the attached tracker failed: {_words(error)}") from error
     finally:
         handle.detach()
         handle.network.eval()
@@ -52,6 +54,10 @@ def check(lines: str, search: Search, head: Head, apart: bool = True) -> list[st
     if not same or any(p.change(by_key) > 0 for p in head.fused):
         raise Refused("after detach() the tracker's output is not what it was")
     return [*seen, "detached, the tracker's output is the same to the bit"]
+
+
+def _words(error: Exception) -> str:
+    return str(error) or type(error).__name__
 
 
 def _check_attached(handle: Attachment, search: Search, apart: bool) -> list[str]:
@@ -64,7 +70,7 @@ def _check_attached(handle: Attachment, search: Search, apart: bool) -> list[str
     features, fused = _recorded(handle, probe)
     if apart and len(features) == probe.modalities:
         noisy = [_recorded(handle, probe, [j])[0] for j in probe.everything]
-        changes = [[_change(x, run[k]) for run in noisy] for k, x in enumerate(features)]
+        changes = [[kept_difference(run[k], x) for run in noisy] for k, x in enumerate(features)]
         order, margin = best_order(changes)
         if order != tuple(probe.everything) or margin < 1.02:
             raise Refused(f"the maps that the fusion gets are not one of each modality: {changes}")
@@ -81,14 +87,6 @@ def _recorded(
         raise Refused("the fusion is not called with maps that would be generated")
     features, fused = recording[-1]
     return features, fused
-
-
-def _change(clean: Tensor, other: Tensor) -> float:
-    """Where both have tokens: others may have been eliminated."""
-    both = (clean != 0).any(1) & (other != 0).any(1)
-    if not both.any():
-        return 1.0
-    return difference(other.movedim(1, -1)[both], clean.movedim(1, -1)[both])
 
 
 def _train(

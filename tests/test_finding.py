@@ -23,6 +23,7 @@ FOUND = {  # host: what the adapter is made with
     unknown.Correlating: 'ModuleAdapter(fusion="necks.merge", head="predictor", size=8)',
     unknown.Gated: 'ModuleAdapter(fusion="gate", head="predictor", output=1)',
     unknown.Concatenated: 'ConcatAdapter(head="predictor")',
+    unknown.PrunedTogether: 'ConcatAdapter(head="predictor")',
     unknown.ThreeModalities: 'ModuleAdapter(fusion="three", head="predictor")',
     unknown.TokenFusion: 'ModuleAdapter(fusion="fuse", head="predictor", tokens=(16, 80), size=8)',
     unknown.Encoded: 'EncoderAdapter(encoder="encoder", head="predictor", tokens=(1, 65))',
@@ -42,6 +43,7 @@ SUMS = {  # host: (taps, places)
     unknown.Weighted: (["visible", "thermal"], []),
     unknown.SumBeforeNorm: (["layers.1", "layers.1"], []),
     unknown.SumAfterNorm: (["final", "final"], []),
+    unknown.Projected: (["final", "final"], []),
     unknown.Pruned: (["final", "final"], ["prune", "prune"]),
     unknown.PrunedAtTheEdge: (["final", "final"], ["prune", "prune"]),
 }
@@ -120,7 +122,7 @@ def test_hosts_with_a_fusion(host):
     assert f"adapter = {FOUND[host]}\n" in found.lines and len(found.proposals) == 1
     assert found.sure in ("sure", "likely")
     handle = attach(network, found.fusion, found.adapter)
-    width = 2 * unknown.WIDTH if host is unknown.Concatenated else unknown.WIDTH
+    width = unknown.WIDTH * (2 if "Concat" in FOUND[host] else 1)
     assert handle.fusion.out_channels == width and handle.fusion.size == (8, 8)
 
 
@@ -135,6 +137,8 @@ def test_sums(host):
         assert "0.7 · f_1 + 0.4 · f_2" in str(found)
     if host is unknown.SumBeforeNorm:
         assert "before 'final'" in str(found)
+    if host is unknown.Projected:
+        assert "before 'last', 'project'" in str(found)
 
 
 @pytest.mark.parametrize("host", SUMS, ids=lambda host: host.__name__)
@@ -148,6 +152,8 @@ def test_the_maps_of_a_sum_are_its_summands(host):
     (features, fused), *_ = recording
     if host is unknown.SumBeforeNorm:
         fused_again = network.final((sum(features) / 2).movedim(1, -1)).movedim(-1, 1)
+    elif host is unknown.Projected:
+        fused_again = network.last(network.project(sum(features).movedim(1, -1))).movedim(-1, 1)
     else:
         weights = [0.7, 0.4] if host is unknown.Weighted else [1, 1]
         fused_again = sum(w * f for w, f in zip(weights, features, strict=True))
@@ -170,6 +176,19 @@ def test_a_host_that_is_known_under_other_names():
     assert {tap.module for tap in found.adapter.taps} == {"backbone.norm"}
     items = [tuple(tap.item) for tap in found.adapter.places]
     assert items == [(2,), (7,)] and BATAdapter.__name__ not in str(found)
+
+
+def test_whatever_a_host_raises_is_a_refusal():
+    found = find_fusion(seeded(unknown.OnlyEvaluated)(), example())
+    assert not found.proposals
+    assert "the module 'gate' fuses" in found.refused[0] and "AssertionError" in found.refused[0]
+
+
+def test_a_module_that_is_called_more_than_once():
+    text = [
+        str(find_fusion(seeded(host)(), example())) for host in (unknown.FusedTwice, unknown.Gated)
+    ]
+    assert "called 2 times" in text[0] and "times a frame" not in text[1]
 
 
 def test_one_stream_without_an_encoder_of_its_own():
@@ -230,8 +249,12 @@ def test_the_tracker_is_left_as_it_was(fails, monkeypatch):
     tracker.initialize(np.zeros((40, 40, 6), np.uint8), {"init_bbox": [1, 2, 3, 4]})
     before = state(tracker)
     if fails:
-        monkeypatch.setattr(trial, "_train", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
+
+        def interrupt(*_):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(trial, "_train", interrupt)
+        with pytest.raises(KeyboardInterrupt):
             find_fusion(tracker)
     else:
         assert 'fusion="fuse"' in find_fusion(tracker).lines
@@ -281,7 +304,7 @@ def test_errors(tracker, arguments, message):
 def test_a_tracker_that_fails_says_why():
     tracker = unknown.Driven(seeded(unknown.Gated)())
     tracker.crop = None
-    with pytest.raises(RuntimeError, match="failed on the frame"):
+    with pytest.raises(RuntimeError, match=r"failed on the frame: .*find_fusion\(net, inputs\)"):
         find_fusion(tracker)
 
 

@@ -16,6 +16,7 @@ from fake_checkout import AUTHORS, write_checkout
 
 from gmmt_fusion import GenerativeFusion, attach
 from gmmt_fusion.cli import main
+from gmmt_fusion.hosts.command import find_root
 
 cv2 = pytest.importorskip("cv2")
 
@@ -226,6 +227,49 @@ def test_exit_codes_and_bad_options(checkout: Path, capfd: Any) -> None:
         "asked for --set TRAIN.EPOCH",
     ):
         assert text in err
+
+
+@pytest.mark.parametrize(
+    ("marks", "current"),
+    [
+        ([".git"], "."),
+        ([".git", "tools/README.md"], ".."),
+        ([".git", "../README.md"], ".."),
+        ([".git"], "../elsewhere"),
+        (["README.md"], "../elsewhere"),
+        (["README.md", "tools/README.md"], "."),
+        (["README.md"], ".."),
+        (["README.md"], "tools"),
+        (["README.md", "../.git"], "."),
+        ([], "."),
+    ],
+)
+def test_the_repository_that_a_script_belongs_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, marks: list[str], current: str
+) -> None:
+    checkout = tmp_path / "Host"
+    script = checkout / "tools" / "test.py"
+    for path in (script, tmp_path / "elsewhere" / "x", *(checkout / mark for mark in marks)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    monkeypatch.chdir(checkout / current)
+    assert find_root(os.path.relpath(script)) == str(checkout)
+
+
+def test_from_the_folder_above(checkout: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    (checkout / "README.md").touch()
+    monkeypatch.chdir("..")
+    options = ["--fusion", "fusion", "--path", f"{AUTHORS}/LasHeR=LasHeR"]
+    assert main(["run", *options, f"{checkout.name}/workspace/test.py"]) == 0
+    assert "one TinyTrack True (1, 4)" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("before", [[], ["--"]])
+def test_arguments_are_the_scripts_own(checkout: Path, capfd: Any, before: list[str]) -> None:
+    Path("says.py").write_text("import sys\nprint(sys.argv)\n")
+    own = ["--", "a", "--set", "--", "-h"]
+    assert main(["run", *before, "says.py", *own]) == 0
+    assert str(["says.py", *own]) in capfd.readouterr().out
 
 
 def test_processes_and_threads_that_fail_in_silence(checkout: Path, capfd: Any) -> None:

@@ -103,6 +103,17 @@ class Gated(TwoStreams):
         return self.after(self.gate(a, b, 0.5)[1])
 
 
+class OnlyEvaluated(Gated):
+    def fused(self, a: Tensor, b: Tensor) -> Tensor:
+        assert not self.training
+        return super().fused(a, b)
+
+
+class FusedTwice(Gated):
+    def fused(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.after(self.gate(a, b, 0.5)[1] + self.gate(a, b, 0.2)[1])
+
+
 class Concatenated(TwoStreams):
     """The head takes both."""
 
@@ -217,6 +228,18 @@ class SumAfterNorm(TokenStreams):
         return (self.final(a) + self.final(b))[:, -LENGTH:]
 
 
+class Projected(TokenStreams):
+    """The sum is projected to the channels of the head, and normed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project, self.last = nn.Linear(WIDTH, 6), nn.LayerNorm(6)
+        self.predictor = Corner(6)
+
+    def fused(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.last(self.project((self.final(a) + self.final(b))[:, -LENGTH:]))
+
+
 class Pruned(TokenStreams):
     """Each stream keeps 40 of its 64 search tokens; their sum is scattered to the places."""
 
@@ -250,6 +273,23 @@ class PrunedAtTheEdge(Pruned):
         def scores(self, x: Tensor) -> Tensor:
             inside = torch.arange(LENGTH, device=x.device) % (SEARCH // 4) > 0
             return super().scores(x) * inside
+
+
+class PrunedTogether(TokenStreams):
+    """Both streams keep 20 tokens in the same places, and the head takes both, as in CAFormer.
+
+    The places change with every image.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.predictor = Corner(2 * WIDTH)
+
+    def fused(self, a: Tensor, b: Tensor) -> Tensor:
+        streams = [self.final(x)[:, -LENGTH:] for x in (a, b)]
+        scores = (100 * torch.stack(streams)[..., 0].sum(0)).sin()
+        dropped = scores.argsort(1)[:, 20:, None].expand(-1, -1, WIDTH)
+        return torch.cat([x.scatter(1, dropped, 0.0) for x in streams], dim=2)
 
 
 class Multiplied(TokenStreams):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .recording import Call, Key, Leaf, Path, difference
+from .recording import Call, Key, Leaf, Path, difference, kept_difference
 
 MARGIN = 1.3
 """How much more a map must depend on its own modality than on the others', to be told from them."""
@@ -50,6 +50,13 @@ class Part:
         if clean is None or other is None:
             return math.nan if clean is None else math.inf
         return difference(other, clean)
+
+    def kept_change(self, calls: Calls) -> float:
+        """As `change`, of a map at the places where no candidate was eliminated."""
+        clean, other = self.value(), self.value(calls)
+        if clean is None or other is None or not is_map(clean.shape):
+            return self.change(calls)
+        return kept_difference(other, clean)
 
     @property
     def place(self) -> tuple[Key, str, Path]:
@@ -120,7 +127,7 @@ class Ownership:
 
 def ownership(parts: Reading, noisy: Sequence[Calls]) -> Ownership | None:
     """None where one was not recorded in all runs, or depends on nothing."""
-    changes = [[part.change(calls) for calls in noisy] for part in parts]
+    changes = [[part.kept_change(calls) for calls in noisy] for part in parts]
     if not all(math.isfinite(x) for row in changes for x in row):
         return None
     if any(max(row) == 0 for row in changes):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -195,3 +196,15 @@ def difference(value: Tensor, clean: Tensor) -> float:
     one, other = value.double(), clean.double()
     scale = float(other.norm())
     return max(float((one - other).norm()) / (scale or 1.0), 1e-12)
+
+
+def kept_difference(value: Tensor, clean: Tensor) -> float:
+    """Of two maps (B, C, …), where neither is zero: candidates may have been eliminated.
+
+    The places of these differ with the images, which tells nothing of the streams. NaN where no
+    place is left.
+    """
+    both = (clean != 0).any(1) & (value != 0).any(1)
+    if not both.any():
+        return math.nan
+    return difference(value.movedim(1, -1)[both], clean.movedim(1, -1)[both])

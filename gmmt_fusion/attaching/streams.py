@@ -6,14 +6,15 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from .readings import MARGIN, Calls, Ownership, Part, best_order, is_feature, is_map
-from .recording import Call, Leaf, difference
+from .readings import MARGIN, Ownership, Part, best_order, is_feature, is_map
+from .recording import Call, Leaf
 from .searching import Head, Search
+from .views import Streams, View
 
 MOST_VIEWS, MOST_OF_A_CALL, MOST_SETS, SAMPLES = 300, 24, 60_000, 2048
 GROUPS = 3
@@ -22,77 +23,6 @@ EXACT = 1e-4
 """Of a sum: what of the fused map it may leave unexplained, relative to its size."""
 SUM_MARGIN, SISTERS_MARGIN = 1.05, 4.0
 """Of streams that come from different modules: where they are summed, and where not."""
-
-
-@dataclass(frozen=True)
-class View:
-    """A part as the search region's map (B, C, H·W).
-
-    first: of tokens, the place of the first one of the search region; negative from the end.
-    places: what holds the places of those that were kept, where candidates were eliminated.
-    """
-
-    part: Part
-    first: int = 0
-    places: Part | None = None
-
-    def columns(self, length: int, calls: Calls | None = None) -> Tensor | None:
-        value = self.part.value(calls)
-        if value is None:
-            return None
-        if is_map(value.shape):
-            return value.flatten(2)
-        if self.places is None:
-            end = self.first + length
-            return value[:, self.first : end or None].mT
-        places = self.places.value(calls)
-        if places is None or places.shape[1] > value.shape[1]:
-            return None
-        count = places.shape[1]
-        kept = value[:, self.first :] if self.first < 0 else value[:, :count]
-        index = places.long()[..., None].expand_as(kept)
-        whole = value.new_zeros(value.shape[0], length, value.shape[-1])
-        return whole.scatter(1, index, kept).mT
-
-    def change(self, length: int, calls: Calls) -> float:
-        """As `Part.change`, of the tokens that were kept in both runs."""
-        clean, other = self.columns(length), self.columns(length, calls)
-        if clean is None or other is None or clean.shape != other.shape:
-            return math.nan
-        if self.places is None:
-            return difference(other, clean)
-        both = (clean != 0).any(1) & (other != 0).any(1)
-        if not both.any():
-            return math.nan
-        return difference(other.mT[both], clean.mT[both])
-
-
-@dataclass(frozen=True)
-class Streams:
-    """m views that are fused in a function, and told apart by their modality.
-
-    weights: of each in the fused map, where that is their sum. through: the modules that the sum
-    goes through on its way to the head, a norm say. beside: of streams that one module is fed with,
-    the name of those whose output goes into the fused map with its own.
-    """
-
-    views: tuple[View, ...]
-    own: Ownership
-    weights: tuple[float, ...] | None = None
-    through: tuple[str, ...] = ()
-    beside: str = ""
-    at: float = 1.0
-
-    @property
-    def one_input(self) -> bool:
-        """Whether they are what one call of a module gets, all tokens of it, and returns one of."""
-        part, calls = self.views[0].part, {view.part.call.key for view in self.views}
-        return (
-            len(calls) == 1
-            and part.side == "inputs"
-            and self.views[0].places is None
-            and [x.shape for x in part.call.outputs if x.floating] == [part.shape]
-        )
 
 
 class StreamSearch:
@@ -105,18 +35,47 @@ class StreamSearch:
         fused = head.fused[0]
         shape = fused.shape
         if is_map(shape):
-            self.channels, self.length = shape[1], shape[2] * shape[3]
+            channels, self.length = shape[1], shape[2] * shape[3]
         else:
-            self.channels, self.length = shape[2], max(shape[:2]) if 1 in shape[:2] else shape[1]
+            channels, self.length = shape[2], max(shape[:2]) if 1 in shape[:2] else shape[1]
         self.places = list(self._find_places())
-        # how many tokens streams have beside those of the search region, before any is eliminated
-        shapes = {x.shape for call in search.calls for x in call.inputs if len(x.shape) == 3}
-        self.templates = {0} | {s[1] - self.length for s in shapes if s[2] == self.channels}
+        self._look_at(channels)
         self.families = Counter(key for call in search.calls for key in _relatives(call))
+        self.target, self.through = self._find_target(shape)
         every = self.views("outputs") + self.views("inputs")
         search.watch([*(view.part for view in every), *self.places])
         generator = torch.Generator().manual_seed(0)
         self.chosen = torch.randint(self.channels * self.length, (SAMPLES,), generator=generator)
+
+    def _look_at(self, channels: int) -> None:
+        """Streams have so many, and beside the search region's so many tokens, before any goes."""
+        shapes = {x.shape for call in self.search.calls for x in call.inputs if len(x.shape) == 3}
+        self.channels = channels
+        self.templates = {0} | {s[1] - self.length for s in shapes if s[2] == channels}
+
+    def _find_target(self, shape: Sequence[int]) -> tuple[Tensor | None, tuple[str, ...]]:
+        """The head's input (B, C, H·W), or what it was projected from, to other channels.
+
+        Then the streams have those.
+        """
+        value = self.head.fused[0].value()
+        if value is None:
+            return None, ()
+        if not is_map(shape):
+            value = value if value.shape[1] == self.length else value.transpose(0, 1)
+        own = value.flatten(2) if is_map(shape) else value.mT
+        views = self.views("outputs")
+        before, through = self._before(own, views)
+        while before is not None and len(through) < 4:
+            if before.shape[1] == self.channels:
+                before, name = self._before(before, views)
+                through += name
+            elif before.shape[1] == self.modalities * self.channels:
+                break  # a concatenation
+            else:
+                self._look_at(before.shape[1])
+                return before, through
+        return own, ()
 
     # --- views ----------------------------------------------------------------------------------
 
@@ -210,32 +169,32 @@ class StreamSearch:
 
     def _targets(self, views: Sequence[View]) -> Iterator[tuple[Tensor, tuple[str, ...]]]:
         """The head's input (B, C, H·W), and what went into the plain modules that it comes from."""
-        value = self.head.fused[0].value()
-        if value is None:
-            return
-        if not is_map(value.shape):
-            value = value if value.shape[1] == self.length else value.transpose(0, 1)
-        target: Tensor | None = value.flatten(2) if is_map(value.shape) else value.mT
-        through: tuple[str, ...] = ()
+        target, through = self.target, self.through
         while target is not None and len(through) < 4:
             yield target, through
             target, name = self._before(target, views)
-            through = (*through, name)
+            if target is not None and target.shape[1] != self.channels:
+                return
+            through += name
 
-    def _before(self, target: Tensor, views: Sequence[View]) -> tuple[Tensor | None, str]:
+    def _before(
+        self, target: Tensor, views: Sequence[View]
+    ) -> tuple[Tensor | None, tuple[str, ...]]:
+        """What a plain module made a map of, and the name of the module."""
         network = self.search.probe.network
         for view in views:
             columns = view.columns(self.length)
             if columns is None or not torch.equal(columns, target):
                 continue
-            call = view.part.call
-            inputs = [x for x in call.inputs if x.shape == view.part.leaf.shape]
+            part, call = view.part, view.part.call
+            axis = 1 if is_map(part.shape) else 2
+            inputs = [x for x in call.inputs if _but(x.shape, axis) == _but(part.leaf.shape, axis)]
             if len(inputs) == 1 and _is_plain(network.get_submodule(call.name)):
-                part = replace(view.part, side="inputs", leaf=inputs[0])
-                before = replace(view, part=part).columns(self.length)
-                if before is not None and not torch.equal(before, target):
-                    return before, call.name
-        return None, ""
+                before = View(replace(part, side="inputs", leaf=inputs[0]), view.first, view.places)
+                found = before.columns(self.length)
+                if found is not None and not torch.equal(found, target):
+                    return found, (call.name,)
+        return None, ()
 
     def _solve(
         self, target: Tensor, views: Sequence[View], through: tuple[str, ...]
@@ -340,6 +299,10 @@ def _is_plain(module: nn.Module) -> bool:
     children = list(module.children())
     few = isinstance(module, nn.Sequential) and len(children) <= 4
     return not children or (few and all(_is_plain(child) for child in children))
+
+
+def _but(shape: Sequence[int], axis: int) -> tuple[int, ...]:
+    return (*shape[:axis], *shape[axis + 1 :])
 
 
 def _best_sets(matrix: Tensor, goal: Tensor, sets: Tensor, count: int = 12) -> Tensor:

@@ -78,8 +78,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         metavar="N",
         help="batches of the training set to start next to the tracker's own fusion with",
     )
-    command.add_argument("script", metavar="SCRIPT.py")
-    command.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGS…")
+    command.add_argument(  # one with its arguments, so that a "--" among these is the script's
+        "script", nargs=argparse.PARSER, metavar="SCRIPT.py", help="and its own arguments"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -91,8 +92,9 @@ def run(options: argparse.Namespace) -> int:
     from .job import Job
     from .launching import run_script
 
-    if not Path(options.script).is_file():
-        raise FileNotFoundError(f"{options.script} is missing; expected a script of the tracker's")
+    script, *arguments = options.script[options.script[0] == "--" :]
+    if not Path(script).is_file():
+        raise FileNotFoundError(f"{script} is missing; expected a script of the tracker's")
     of_training = {name: getattr(options, name) for name in OF_TRAINING}
     given = [name for name, value in of_training.items() if value is not None]
     if given and options.train is None:
@@ -107,7 +109,7 @@ def run(options: argparse.Namespace) -> int:
         options.fusion = check_fusion(options.fusion)
     with tempfile.TemporaryDirectory(prefix="gmmt-fusion-") as folder:
         job = Job(
-            root=find_root(options.script),
+            root=find_root(script),
             log=str(Path(folder, "log")),
             fusion=options.fusion,
             train=options.train and os.path.abspath(options.train),
@@ -128,7 +130,7 @@ def run(options: argparse.Namespace) -> int:
             },
             paths={old: os.path.abspath(new) for old, new in options.paths},
         )
-        return run_script(job, options.script, options.arguments)
+        return run_script(job, script, arguments)
 
 
 def check_fusion(fusion: str) -> str:
@@ -155,16 +157,17 @@ def check_fusion(fusion: str) -> str:
 def find_root(script: str) -> str:
     """The folder of the repository that a script belongs to.
 
-    The current one where the script lies in it, else the nearest one above with a `.git` or, of an
-    unpacked archive, a README.md, else the current one, as for the script of an installed command.
+    The nearest one above with a `.git` or, of an unpacked archive, a README.md; of those that hold
+    only a README.md the current one first, as parts of a repository may have theirs. Without any
+    the current one, as for the script of an installed command.
     """
-    path = Path(os.path.realpath(script))
+    above = list(Path(os.path.realpath(script)).parents)
     here = Path(os.path.realpath(""))
-    if here not in path.parents:
-        marks = (".git", "README.md")
-        roots = (folder for folder in path.parents if any((folder / m).exists() for m in marks))
-        here = next(roots, here)
-    return str(here)
+    marked = [f for f in above if (f / ".git").exists() or (f / "README.md").exists()]
+    for folder in marked:
+        if (folder / ".git").exists() and here in (folder, *folder.parents):
+            return str(folder)
+    return str(here if here in marked else next(iter(marked), here))
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -28,7 +28,7 @@ FILES = {
 def test_real_host(name: str, files: str) -> None:
     if checkout(name) is None:
         pytest.skip(f"HOSTS names no folder with a checkout of {NAMES[name][1]}")
-    arguments = ["-p", "no:cacheprovider", "-W", "ignore", "-rs", "--durations=3"]
+    arguments = ["-o", "addopts=", "-p", "no:cacheprovider", "-W", "ignore", "-rs"]
     run = subprocess.run(
         [sys.executable, "-B", "-m", "pytest", *arguments, str(TESTS / files)],
         text=True,

@@ -179,8 +179,6 @@ def test_the_rest_of_the_law(pairs: Any) -> None:
         alone = [model.track(search)["cls"] for search in searches]
     with torch.inference_mode():
         assert torch.equal(model.track(searches[0])["cls"], alone[0])
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        assert torch.isfinite(model.track(searches[0])["cls"]).all()
     right: list[int] = []
 
     def work(index: int) -> None:
@@ -198,6 +196,9 @@ def test_the_rest_of_the_law(pairs: Any) -> None:
         raise KeyboardInterrupt
     with torch.no_grad():
         assert torch.equal(model.track(searches[0])["cls"], alone[0])
+        model.zf = model.zf[:1]  # one sample: a minute where the CPU has no bfloat16
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.isfinite(model.track(searches[0][:1])["cls"]).all()
     model.double()
     assert {parameter.dtype for parameter in handle.parameters()} == {torch.float64}
 

@@ -14,6 +14,8 @@ from siamban_host import CHECKOUT, batch, configure, needs_siamban
 from torch import Tensor, nn
 
 from gmmt_fusion import Attachment
+from gmmt_fusion.hosts.patches import Patches
+from gmmt_fusion.hosts.safe_loading import load_own_checkpoints
 from gmmt_fusion.hosts.stand_ins import StandInModule
 
 pytestmark = needs_siamban
@@ -155,11 +157,11 @@ def test_tools_train(
         f"{[n for n, p in parameters.items() if p.requires_grad and p.grad is None]}"
     )
 
-    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-    saved = torch.load(tmp_path / "checkpoint_e1.pth")
-    resumed = run_tools_train(
-        host, tmp_path, options, {}, RESUME=str(tmp_path / "checkpoint_e1.pth"), START_EPOCH=1
-    )
+    with Patches() as patches:  # of the launcher
+        load_own_checkpoints(torch, patches)
+        saved = torch.load(tmp_path / "checkpoint_e1.pth")
+        resume = {"RESUME": str(tmp_path / "checkpoint_e1.pth"), "START_EPOCH": 1}
+        resumed = run_tools_train(host, tmp_path, options, {}, **resume)
     assert all(
         torch.equal(value, resumed.start[name]) for name, value in saved["state_dict"].items()
     )
