@@ -164,7 +164,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=0, help="of training (default: %(default)s)")
     parser.add_argument("--method", choices=("diffusion", "cgan", "raw"), default="diffusion")
-    parser.add_argument("--network", choices=("uvit", "unet"), default="unet")
+    parser.add_argument("--network", choices=("uvit", "unet"), default="uvit")
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder of sequences to test on")
     parser.add_argument(
         "--sequences", type=int, help="generated test sequences (default: 24; --pretrained: 4)"
