@@ -50,7 +50,9 @@ KEPT: dict[str, Any] = {"frozen_residual": True, "head_rate": 0.0}
 ROWS = {
     "DM": Row("DM", **KEPT),
     "DM-all": Row("DM, path and head trained"),
+    "DM-100": Row("DM, λ = 100", weight=100.0, **KEPT),
     "RAW": Row("RAW", RAW, **KEPT),
+    "RAW-100": Row("RAW, λ = 100", RAW, 100.0, **KEPT),
     "head": Row("head retrained alone", RAW, 0.0, "head"),
     "none": Row("UNet, no generative loss", RAW, 0.0, **KEPT),
     "convolutions": Row("plain convolutions, the UNet's size", RAW, 0.0, "convolution", **KEPT),
@@ -137,8 +139,8 @@ def gains(one: list[dict[str, Any]], other: list[dict[str, Any]], budget: str) -
 
 
 def summarise(runs: dict[str, list[dict[str, Any]]], base: dict[str, Any]) -> list[dict[str, Any]]:
-    """One entry for each row and budget, with what it has over the base and DM over it."""
-    entries = []
+    """One entry for each row and budget: what it has over the base, and the first row over it."""
+    entries, (first, winners) = [], next(iter(runs.items()))
     for label, results in runs.items():
         hosts = [{budget: base["test"] for budget in BUDGETS}] * len(results)
         for budget in BUDGETS:
@@ -153,10 +155,10 @@ def summarise(runs: dict[str, list[dict[str, Any]]], base: dict[str, Any]) -> li
                 "SR": means,
                 "over_base": gains(results, hosts, budget),
             }
-            shared = {r["seed"]: r for r in runs.get("DM", [])}
-            if label != "DM" and all(r["seed"] in shared for r in results):
+            shared = {r["seed"]: r for r in winners}
+            if label != first and all(r["seed"] in shared for r in results):
                 pairs = [shared[r["seed"]] for r in results]
-                entry["DM_over"] = gains(pairs, results, budget)
+                entry["first_over"] = gains(pairs, results, budget)
             if budget == "best":
                 steps = [max(r["curve"], key=lambda step: r["curve"][step]) for r in results]
                 entry["steps"] = sorted(map(int, steps))
@@ -171,13 +173,13 @@ def markdown(entries: list[dict[str, Any]], base: dict[str, Any], title: str) ->
     for budget, name in BUDGETS.items():
         lines += [
             f"| {title}, {name} | seeds | SR | degraded, over base | missing, over base "
-            "| degraded, DM over it | missing, DM over it |",
+            "| degraded, first row over it | missing, first row over it |",
             "|---|---|---|---|---|---|---|",
             f"| base | | {' / '.join(f'{value:.1f}' for value in own)} | | | | |",
         ]
         for e in entries:
             if e["budget"] == budget:
-                parts = [e["over_base"], e.get("DM_over")]
+                parts = [e["over_base"], e.get("first_over")]
                 cells = [
                     with_interval(part[kind]) if part else ""
                     for part in parts
