@@ -139,7 +139,7 @@ def test_build_opt_lr_finds_both_streams(singles: Any, levels: int) -> None:
 
 @each_variant
 def test_attached_disabled_detached(singles: Any, pairs: Any, levels: int) -> None:
-    model, video = pairs(levels), frames(6)
+    model, video = pairs(levels), frames(3)
     expected = boxes(model, video)
     before, fusion, random_state = anatomy(model), plugin(levels), torch.get_rng_state()
     handle = attach(model, fusion)
