@@ -51,6 +51,7 @@ SHIPPED = Path(__file__).parent / "embedded" / "fusion"
 def main(options: argparse.Namespace) -> int:
     torch.manual_seed(options.seed)
     started = time.monotonic()
+    options.out.mkdir(parents=True, exist_ok=True)
     print(announce(options), file=sys.stderr)
     sequences = load_sequences(options)
     tracker = load_tracker()

@@ -59,9 +59,10 @@ def test_the_shipped_fusion_tells_how_it_was_made(capsys):
 def test_the_end_in_seconds_with_the_shipped_fusion(monkeypatch, tmp_path, capsys):
     few = generate_sequence(TEST_SEEDS[0], frames=3)
     monkeypatch.setattr(quickstart, "load_sequences", lambda options: [few])
-    assert quickstart.main(parse(monkeypatch, "--pretrained", "--out", tmp_path)) == 0
+    out = tmp_path / "runs" / "new"
+    assert quickstart.main(parse(monkeypatch, "--pretrained", "--out", out)) == 0
     printed = capsys.readouterr()
     assert "| +GMMT |" in printed.out and "next: gmmt-fusion info" in printed.out
     assert str(quickstart.SHIPPED) in printed.err
-    images = {path.name for path in Path(tmp_path).glob("*.png")}
+    images = {path.name for path in Path(out).glob("*.png")}
     assert {"curves.png", "frames_best.png", "features_worst.png"} <= images
