@@ -87,7 +87,7 @@ def announce(options: argparse.Namespace) -> str:
     elif saved := list_checkpoints(folder / "checkpoints"):
         done = int(saved[-1].name.removeprefix("step-"))
         training = f"goes on with the fine-tuning after step {done} of {steps}"
-    minutes = 1 + steps / 90 + (0 if options.data else options.sequences / 20)
+    minutes = 1 + steps / 75 + (0 if options.data else options.sequences / 20)
     threads = torch.get_num_threads()
     return (
         f"Tracks {tested}, {training}, and tracks again: about {minutes:.0f} minutes on two free "
