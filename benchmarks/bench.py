@@ -36,10 +36,13 @@ class Bench:
         self.options, self.device = options, torch.device(options.device)
         self.quick, self.seconds = options.quick, options.seconds
         torch.set_num_threads(options.threads)
-        torch.set_float32_matmul_precision(
-            "high" if self.device.type == "cuda" else "highest"
-        )  # tf32 on a GPU
+        self.round_to_tf32(False)
         torch.manual_seed(0)
+
+    def round_to_tf32(self, enabled: bool) -> None:
+        """Whether a GPU rounds float32 to TF32 where it multiplies."""
+        torch.set_float32_matmul_precision("high" if enabled else "highest")
+        torch.backends.cudnn.allow_tf32 = enabled
 
     def once(self, function: Callable[[], Any]) -> float:
         self.synchronize()
@@ -94,7 +97,7 @@ class Bench:
             if self.quick
             else (1024, 2048, 4096)
             if self.device.type == "cpu"
-            else (4096, 8192, 16384)
+            else (4096, 8192)
         )
         best: tuple[float, Callable[[], Any], float] | None = None
         for size in sizes:
@@ -142,17 +145,29 @@ class Bench:
 
     def paths(self, fusion: GenerativeFusion) -> Functions:
         """By name, what switches the fusion to an inference path."""
+        on_gpu, whole = self.device.type == "cuda", fusion.fused_std.dtype == torch.float32
+        dtypes = [None, *([torch.bfloat16] if whole and has_bfloat16(self.device) else [])]
         ways: dict[str, Row] = {"plain": {"enabled": False}, "optimised": {}}
-        if has_bfloat16(self.device):
-            ways["bfloat16"] = {"dtype": torch.bfloat16}
-        if self.device.type == "cuda":
-            ways["CUDA graph"] = {"compile": "reduce-overhead"}
-            ways["bfloat16, CUDA graph"] = {"dtype": torch.bfloat16, "compile": "reduce-overhead"}
+        ways |= {name_of(dtype): {"dtype": dtype} for dtype in dtypes[1:]}
+        if on_gpu:
+            torch.compiler.reset()  # of what was compiled for another batch
+            ways |= {"float16": {"dtype": torch.float16}} if whole else {}
+            ways |= {
+                ", ".join([*([name_of(dtype)] if dtype else []), "compiled"]): {
+                    "dtype": dtype,
+                    "compile": "reduce-overhead",
+                }
+                for dtype in dtypes
+            }
         paths = {}
         for name, arguments in ways.items():
             optimize(fusion, **arguments)
             paths[name] = lambda made=fusion.fast_path: setattr(fusion, "fast_path", made)
         return paths
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def summary(times: dict[str, list[float]], against: str) -> dict[str, Any]:

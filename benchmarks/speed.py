@@ -34,7 +34,9 @@ from gmmt_fusion.model.methods import METHODS
 
 def plan(options: argparse.Namespace) -> list[tuple[str, ...]]:
     """The rows: what is measured and its arguments."""
-    dtypes = ["float32", *(["bfloat16"] if has_bfloat16(torch.device(options.device)) else [])]
+    device = torch.device(options.device)
+    dtypes = ["float32", *(["bfloat16"] if has_bfloat16(device) else [])]
+    dtypes += ["TF32", "float16"] * (device.type == "cuda")
     rows: list[tuple[str, ...]] = []
     for kind in options.measure:
         if kind in ("inference", "training", "peak"):
@@ -50,6 +52,10 @@ def plan(options: argparse.Namespace) -> list[tuple[str, ...]]:
                     for name in REAL_HOSTS
                     for preset in ("small", *(["small-unet"] if "siamban" in name else []))
                 ]
+        elif kind == "compiled":
+            rows += [
+                (kind, preset, "bfloat16") for preset in options.presets if device.type == "cuda"
+            ]
         else:
             names = {"attaching": ("vit_b", "embedded", "empty"), "memory": ("attached", "kept")}
             rows += [(kind, name) for name in names[kind]] if kind in names else [(kind,)]
@@ -106,7 +112,7 @@ def main() -> None:
     kinds = [bench.device.type] * (bench.device.type != "cpu") + ["quick"] * bench.quick
     path = options.out / f"{'_'.join(['speed', *kinds])}.json"
     settings = {
-        "format": 2,
+        "format": 3,
         "machine": machine(bench.device),
         "quick": options.quick,
         "seconds": options.seconds,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from bench import TINY, Bench, Functions, Row, kilobytes, summary
+from bench import TINY, Bench, Functions, Row, kilobytes, name_of, summary
 from measuring import (
     Host,
     Kept,
@@ -19,6 +19,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gmmt_fusion import Attachment
 from gmmt_fusion.model.fast_path import optimize
+
+
+def in_tf32(bench: Bench, function: Callable[[], Any]) -> Callable[[], Any]:
+    def run() -> Any:
+        bench.round_to_tf32(True)
+        result = function()
+        bench.round_to_tf32(False)
+        return result
+
+    return run
 
 
 def measure_inference(bench: Bench, preset: str, method: str) -> Row:
@@ -35,13 +45,15 @@ def measure_inference(bench: Bench, preset: str, method: str) -> Row:
             name: lambda switch=switch, maps=maps: (switch(), fusion(*maps))[1]
             for name, switch in bench.paths(fusion).items()
         }
+        if bench.device.type == "cuda":
+            functions["TF32"] = in_tf32(bench, functions["plain"])
         plain = functions["plain"]()
         errors = {
             name: float((path() - plain).norm() / plain.norm()) for name, path in functions.items()
         }
         functions |= {"matrix product": product, "copy": copying}
         if has_bfloat16(bench.device):
-            functions["bfloat16 matrix product"], _ = bench.matrix_product(torch.bfloat16)
+            functions["bfloat16 matrix product"], half_flop = bench.matrix_product(torch.bfloat16)
         times = bench.interleave(functions)
         optimize(fusion, False)
         # of few rounds none may be undisturbed, and these are short
@@ -52,9 +64,11 @@ def measure_inference(bench: Bench, preset: str, method: str) -> Row:
                 ("copy", copying, copied),
             )
         )
+        halves = times.get("bfloat16 matrix product")
         row["batches"][str(batch)] = {
             "gflop": flop / 1e9,
             "matrix_gflops": rate / 1e9,
+            **({"bfloat16_gflops": half_flop / min(halves) / 1e9} if halves else {}),
             "bandwidth_gb_s": bandwidth / 1e9,
             "relative_error": errors,
             "paths": summary(times, "plain"),
@@ -89,25 +103,34 @@ def measure_training(bench: Bench, preset: str, method: str) -> Row:
     optimizer = torch.optim.AdamW(fusion.parameters(), 1e-4, foreach=False)
     maps = bench.maps(batch, 3)
 
-    def step() -> None:
+    def step(dtype: torch.dtype | None = None) -> None:
         optimizer.zero_grad()
-        output = fusion.loss(maps[:2], maps[2])
+        with torch.autocast(bench.device.type, dtype, enabled=dtype is not None):
+            output = fusion.loss(maps[:2], maps[2])
         (output.loss + output.fused.square().mean()).backward()
         if method == "cgan":
             fusion.discriminator_loss(maps[:2], maps[2]).backward()
         optimizer.step()
 
     memory = bench.peak(step)
+    ways: Functions = {"float32": step}
+    if bench.device.type == "cuda":
+        ways["TF32"] = in_tf32(bench, step)
+        ways |= {
+            f"{name_of(dtype)} by autocast": lambda dtype=dtype: step(dtype)
+            for dtype in (torch.bfloat16, torch.float16)
+        }
     return {
         "batch": batch,
         "peak_mb": memory,
-        **summary(bench.interleave({"step": step}), "step")["step"],
+        "ways": summary(bench.interleave(ways), "float32"),
     }
 
 
 def measure_frame(bench: Bench, name: str, preset: str, dtype: str) -> Row:
     """A frame of the host untouched, without any fusion, and attached, by every path."""
-    kind = getattr(torch, dtype)
+    bench.round_to_tf32(dtype == "TF32")
+    kind = getattr(torch, dtype.replace("TF32", "float32"))
 
     def build_attached() -> tuple[Host, Attachment]:
         host = build_host(bench, name, kind)
@@ -121,17 +144,23 @@ def measure_frame(bench: Bench, name: str, preset: str, dtype: str) -> Row:
         functions["no fusion"] = without.run
     for way, switch in bench.paths(handle.fusion).items():
         functions[way] = lambda switch=switch: (switch(), host.run())
-    if bench.device.type == "cuda" and name == "vit_b":
-        whole, (whole_attached, whole_handle) = build_host(bench, name, kind), build_attached()
-        whole_handle.optimize()
-        for compiled in (whole, whole_attached):
-            compiled.tracker.compile(mode="reduce-overhead")
-        functions |= {"untouched, compiled": whole.run, "optimised, compiled": whole_attached.run}
     times = bench.interleave(
         functions, 1 if bench.quick else 20
     )  # ratios of few per cent want many
     row = {"frames": summary(times, "untouched")}
     return row | ({"to_no_fusion": summary(times, "no fusion")} if host.point else {})
+
+
+def measure_compiled(bench: Bench, preset: str, dtype: str) -> Row:
+    """A frame of the ViT-B host compiled as a whole, CUDA graphs on a GPU, and of it attached."""
+    kind = getattr(torch, dtype)
+    whole, attached = (build_host(bench, "vit_b", kind) for _ in range(2))
+    attached.attach(bench.fusion(preset, shape=(whole.channels, whole.size))).optimize()
+    for host in (whole, attached):
+        host.tracker.compile(mode="reduce-overhead")
+    functions = {"untouched, compiled": whole.run, "optimised, compiled": attached.run}
+    times = bench.interleave(functions, 1 if bench.quick else 20)
+    return {"frames": summary(times, "untouched, compiled")}
 
 
 def measure_attaching(bench: Bench, name: str) -> Row:
@@ -206,6 +235,7 @@ MEASURES: dict[str, Callable[..., Row]] = {
     "training": measure_training,
     "peak": measure_peak,
     "frame": measure_frame,
+    "compiled": measure_compiled,
     "attaching": measure_attaching,
     "memory": measure_memory,
     "importing": measure_importing,

@@ -118,14 +118,14 @@ def test_command_ends_bad_input_in_one_sentence(lasher_folders, capsys, case):
     assert all(word in err for word in words), err
 
 
-@pytest.mark.parametrize("benchmark", ["rgbd1k", "depthtrack", "vot-lt"])
-def test_layouts_of_one_protocol_are_scored_by_it(tmp_path, benchmark):
+@pytest.mark.parametrize("protocol", ["rgbd1k", "depthtrack", "vot-lt"])
+def test_layouts_of_one_protocol_are_scored_by_it(tmp_path, protocol):
     write_boxes(tmp_path / "truth" / "a" / "groundtruth.txt", [BOX] * 3)
     write_boxes(tmp_path / "one" / "a.txt", [[*BOX, confidence] for confidence in (0, 1, 0.5)])
     results = ["--results", str(tmp_path / "one"), "--out", str(tmp_path / "out")]
     truth = ["--truth", str(tmp_path / "truth")]
-    assert main(["evaluate", "--benchmark", benchmark, *truth, *results]) == 0
-    written = json.loads((tmp_path / "out" / f"{benchmark}.json").read_text())["one"]
+    assert main(["evaluate", "--benchmark", protocol, *truth, *results]) == 0
+    written = json.loads((tmp_path / "out" / f"{protocol}.json").read_text())["one"]
     assert written["protocol"] == "vot-lt"
     expected = {"precision": 100.0, "recall": 200 / 3, "F": 80.0}
     assert written["numbers"] == pytest.approx(expected)

@@ -25,11 +25,11 @@ from gmmt_fusion.evaluation.tracking import run
 pytestmark = pytest.mark.usefixtures("forgetful_tracker")
 
 
-@pytest.mark.parametrize("benchmark", LAYOUTS)
-def test_layouts(tmp_path, benchmark):
-    write_dataset(tmp_path, benchmark, count=4)
-    layout = LAYOUTS[benchmark]
-    for sequence in (open_sequence(tmp_path / "a", benchmark), open_sequence(tmp_path / "a")):
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layouts(tmp_path, name):
+    write_dataset(tmp_path, name, count=4)
+    layout = LAYOUTS[name]
+    for sequence in (open_sequence(tmp_path / "a", name), open_sequence(tmp_path / "a")):
         assert (sequence.name, len(sequence), sequence.box.tolist()) == ("a", 4, BOX)
         assert sequence.truth.tolist() == [BOX] * 4
         pairs = list(sequence)
@@ -50,7 +50,7 @@ def test_colour_map_is_that_of_vipt():
 
 
 @pytest.mark.parametrize(
-    ("tracker", "benchmark", "order"),
+    ("tracker", "layout", "order"),
     [
         (Follower, "lasher", [100, 20, 10, 100, 20, 10]),
         (Pysot, "lasher", [10, 20, 100, 10, 20, 100]),
@@ -58,8 +58,8 @@ def test_colour_map_is_that_of_vipt():
         (Pysot, "rgbd1k", [10, 20, 100, "depth"]),
     ],
 )
-def test_trackers_are_driven_as_their_own_scripts_do(tmp_path, tracker, benchmark, order):
-    write_dataset(tmp_path, benchmark)
+def test_trackers_are_driven_as_their_own_scripts_do(tmp_path, tracker, layout, order):
+    write_dataset(tmp_path, layout)
     ticks = []
     boxes, confidences, seconds = run(
         tracker(), open_sequence(tmp_path / "a"), lambda: ticks.append(1)
@@ -74,16 +74,16 @@ def test_trackers_are_driven_as_their_own_scripts_do(tmp_path, tracker, benchmar
     assert image[0, 0].tolist() == order
 
 
-@pytest.mark.parametrize("benchmark", ["lasher", "depthtrack"])
-def test_command_tracks_resumes_and_is_evaluated(tmp_path, capsys, benchmark):
-    data, out = write_dataset(tmp_path / "data", benchmark), tmp_path / "out"
-    arguments = ("--benchmark", benchmark, "--data", data)
+@pytest.mark.parametrize("layout", ["lasher", "depthtrack"])
+def test_command_tracks_resumes_and_is_evaluated(tmp_path, capsys, layout):
+    data, out = write_dataset(tmp_path / "data", layout), tmp_path / "out"
+    arguments = ("--benchmark", layout, "--data", data)
     assert command(out, *arguments) == 0
     assert "tracked 2 of 2 sequences: 8 frames" in capsys.readouterr().out
     rows = np.loadtxt(out / "a.txt", delimiter=",")
     assert rows[:, :4].tolist() == [[BOX[0] + frame, *BOX[1:]] for frame in range(4)]
     assert rows[:, 4:].tolist() == (
-        [[0], [0.25], [0.25], [0.25]] if benchmark == "depthtrack" else [[]] * 4
+        [[0], [0.25], [0.25], [0.25]] if layout == "depthtrack" else [[]] * 4
     )
     assert [line.split(",")[:2] for line in (out / "times.csv").read_text().split()] == [
         ["a", "4"],
@@ -98,7 +98,7 @@ def test_command_tracks_resumes_and_is_evaluated(tmp_path, capsys, benchmark):
     assert whole == {path: path.read_bytes() for path in whole}
     assert sorted(path.name for path in (out / "videos").iterdir()) == ["a.mp4", "b.mp4"]
     truth = ("--truth", str(data), "--results", str(out), "--out", str(tmp_path / "curves"))
-    assert main(["evaluate", "--benchmark", benchmark, *truth]) == 0
+    assert main(["evaluate", "--benchmark", layout, *truth]) == 0
     assert "2 sequences" in capsys.readouterr().out
 
 

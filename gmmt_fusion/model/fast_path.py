@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checks import check_choice, check_maps
+from .cuda_graphs import CapturedPass
 from .fusion import Features, GenerativeFusion
 from .networks import UNet
 
@@ -99,9 +100,12 @@ class FoldedFusion:
             folded = fold(fusion, size, self.dtype or fusion.fused_std.dtype)
         while len(self.runs) >= MOST_SIZES:
             del self.runs[next(iter(self.runs))]
-        run = folded.sample
-        compiled: Any = torch.compile  # untyped
-        self.runs[size] = run if self.mode is None else compiled(run, mode=self.mode)
+        run: Any = folded.sample
+        if self.mode is not None:
+            run = torch.compile(run, mode=self.mode)
+        elif device == "cuda" and folded.method.is_one_pass(folded.steps):
+            run = CapturedPass(run)
+        self.runs[size] = run
         tensors = chain(fusion.parameters(), fusion.buffers())
         self.tensors = [t for t in tensors if not t.is_inference()]
         self.stamp = self._stamp(fusion)

@@ -7,7 +7,7 @@ import copy
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,10 @@ def standard_normal(
     return noise.to(device)
 
 
+Timesteps = Tensor | int
+"""t of each item of a batch, (B,), or of all of them."""
+
+
 class BoundNetwork:
     """U with the features of one batch bound to it: `network(noisy, timesteps)`.
 
@@ -41,8 +45,10 @@ class BoundNetwork:
         self.network, self.features, self.residual = network, features, residual
         self.batch, self.device = features[0].shape[0], features[0].device
 
-    def __call__(self, noisy: Tensor | None, timesteps: Tensor) -> Tensor:
+    def __call__(self, noisy: Tensor | None, timesteps: Timesteps) -> Tensor:
         """U(x_t, f_1 … f_m, t), or U(f_1 … f_m) without noise: (B, C, H, W) in float32."""
+        if isinstance(timesteps, int):
+            timesteps = torch.full((self.batch,), timesteps, device=self.device)
         maps = self.features if noisy is None else [noisy, *self.features]
         dtype = next(self.network.parameters()).dtype
         output: Tensor = self.network(torch.cat([x.to(dtype) for x in maps], dim=1), timesteps)
@@ -50,7 +56,7 @@ class BoundNetwork:
 
     def generate(self, noise: Tensor | None) -> Tensor:
         """One pass at t = 0, with the residual path: fused* of RAW and of the CGAN."""
-        output = self(noise, torch.zeros(self.batch, device=self.device))
+        output = self(noise, 0)
         return output if self.residual is None else self.residual + output
 
 
@@ -177,6 +183,9 @@ class Diffusion(Method):
         self.last_timestep_probability = last_timestep_probability
         self.eta = eta
         self.last_timestep = last_timestep(scheduler)
+        alphas_cumprod = scheduler.alphas_cumprod.float()
+        self.signals = alphas_cumprod.sqrt().tolist()
+        self.noises = (1 - alphas_cumprod).sqrt().tolist()
 
     def is_one_pass(self, steps: int) -> bool:
         return steps == 1 and one_step_gives_x_0(self.scheduler)
@@ -184,13 +193,15 @@ class Diffusion(Method):
     def pitfalls(self, steps: int) -> list[str]:
         return pitfalls(self.scheduler, steps)
 
-    def signal_and_noise(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """√ᾱ_t and √(1 − ᾱ_t) of Eq. 2 in float32, as (B, 1, 1, 1)."""
+    def signal_and_noise(self, timesteps: Timesteps) -> tuple[Any, Any]:
+        """√ᾱ_t and √(1 − ᾱ_t) of Eq. 2: in float32 as (B, 1, 1, 1), or numbers for one t."""
+        if isinstance(timesteps, int):  # nothing to copy to a GPU
+            return self.signals[timesteps], self.noises[timesteps]
         alphas_cumprod = self.scheduler.alphas_cumprod.to(timesteps.device)[timesteps].float()
         alphas_cumprod = alphas_cumprod[:, None, None, None]
         return alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()
 
-    def to_prediction(self, x_0: Tensor, x_t: Tensor, timesteps: Tensor) -> Tensor:
+    def to_prediction(self, x_0: Tensor, x_t: Tensor, timesteps: Timesteps) -> Tensor:
         """What the network should give where the clean map is x_0, in the prediction type."""
         kind = self.scheduler.config.prediction_type
         if kind == "sample":
@@ -199,7 +210,7 @@ class Diffusion(Method):
         epsilon = (x_t - signal * x_0) / noise
         return epsilon if kind == "epsilon" else signal * epsilon - noise * x_0
 
-    def to_x_0(self, prediction: Tensor, x_t: Tensor, timesteps: Tensor) -> Tensor:
+    def to_x_0(self, prediction: Tensor, x_t: Tensor, timesteps: Timesteps) -> Tensor:
         """The inverse of `to_prediction`."""
         kind = self.scheduler.config.prediction_type
         if kind == "sample":
@@ -209,7 +220,7 @@ class Diffusion(Method):
             return (x_t - noise * prediction) / signal
         return signal * x_t - noise * prediction
 
-    def predict(self, network: BoundNetwork, x_t: Tensor, timesteps: Tensor) -> Tensor:
+    def predict(self, network: BoundNetwork, x_t: Tensor, timesteps: Timesteps) -> Tensor:
         """U(x_t, f_1 … f_m, t) with the residual path, in the scheduler's prediction type."""
         output = network(x_t, timesteps)
         if network.residual is None:
@@ -225,9 +236,9 @@ class Diffusion(Method):
     ) -> list[Tensor]:
         """`steps` steps from t = T down, a batch in one pass; the estimate of x_0 at every step."""
         x_t = cast(Tensor, noise)
-        scheduler, batch = self.scheduler, x_t.shape[0]
+        scheduler = self.scheduler
         if self.is_one_pass(steps):
-            last = x_t.new_full((batch,), self.last_timestep, dtype=torch.long)
+            last = self.last_timestep
             return [self.to_x_0(self.predict(network, x_t, last), x_t, last)]
         scheduler = copy.deepcopy(scheduler)  # its own state, so that samplings may interleave
         scheduler.set_timesteps(steps)  # its numbers stay on the CPU: reading them waits for no GPU
@@ -239,9 +250,8 @@ class Diffusion(Method):
         estimates = []
         for t in scheduler.timesteps:
             scaled = scheduler.scale_model_input(x_t, t)
-            timesteps = torch.full((batch,), int(t), device=x_t.device)
-            prediction = self.predict(network, scaled, timesteps)
-            estimates.append(self.to_x_0(prediction, scaled, timesteps))
+            prediction = self.predict(network, scaled, int(t))
+            estimates.append(self.to_x_0(prediction, scaled, int(t)))
             x_t = scheduler.step(prediction, t, x_t, **options).prev_sample
         return [*estimates[:-1], x_t]
 

@@ -17,6 +17,7 @@ if DEVICE == "mock":
 def device() -> torch.device:
     if not DEVICE:
         pytest.skip("no GPU here; GMMT_FUSION_DEVICE=mock runs these tests on one that is made up")
+    torch.backends.cudnn.allow_tf32 = False  # as exact as the CPU, with which it is compared
     return torch.device(DEVICE)
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -248,3 +249,92 @@ def test_fine_tuned(
     assert next(handle.network.parameters()).device.type == device.type
     again = attached(CONCAT, device, method=method)
     fine_tune(again, loader, loss, tmp_path / "run", epochs=3, ema_decay=0.9, **QUIET)
+
+
+@pytest.fixture
+def captured(device: torch.device) -> tuple[GenerativeFusion, list[Tensor]]:
+    """An optimised fusion, which replays a CUDA graph, and its maps."""
+    if device.type != "cuda":
+        pytest.skip("CUDA graphs need a GPU")
+    fusion = build().to(device)
+    optimize(fusion)
+    return fusion, [x.to(device) for x in maps()]
+
+
+@torch.no_grad()
+def test_a_graph_is_of_one_shape(captured: tuple[GenerativeFusion, list[Tensor]]) -> None:
+    fusion, features = captured
+    kept = []
+    for batch in (1, 3, 1, 2):
+        more = [torch.randn(batch, *x.shape[1:], device=x.device) for x in features]
+        kept.append((fusion(*more), fusion.sample(more)))
+    assert all(near(fast, plain) for fast, plain in kept)  # not overwritten by later frames
+
+
+@torch.no_grad()
+def test_graphs_of_threads_and_streams(captured: tuple[GenerativeFusion, list[Tensor]]) -> None:
+    fusion, features = captured
+    wrong: list[int] = []
+
+    def work(seed: int) -> None:
+        generator = torch.Generator("cuda").manual_seed(seed)
+        with torch.no_grad(), torch.cuda.stream(torch.cuda.Stream() if seed % 2 else None):
+            for _ in range(20):
+                own = [torch.randn(x.shape, device="cuda", generator=generator) for x in features]
+                if not near(fusion(*own), fusion.sample(own)):
+                    wrong.append(seed)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_a_graph_is_not_for_autocast_or_a_capture(
+    captured: tuple[GenerativeFusion, list[Tensor]],
+) -> None:
+    fusion, features = captured
+    plain = fusion.sample(features)
+    with torch.autocast("cuda", torch.bfloat16):
+        rounded = fusion(*features)
+        assert near(rounded, fusion.sample(features)) and not torch.equal(rounded, plain)
+    for keep in (torch.no_grad(), torch.inference_mode(), torch.enable_grad()):
+        with keep:
+            assert near(fusion(*features), plain)
+    with torch.no_grad():
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = fusion(*features)
+        graph.replay()
+        assert near(out, plain)
+
+
+@pytest.mark.parametrize("kind", ["sample", "v_prediction"])
+@torch.no_grad()
+def test_a_graph_of_each_prediction(kind: str, device: torch.device) -> None:
+    fusion = build(prediction_type=kind).to(device)
+    features = [x.to(device) for x in maps()]
+    state, plain = torch.get_rng_state(), fusion(*features)
+    optimize(fusion)
+    for _ in range(2):
+        assert near(fusion(*features), plain)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_run_in_mixed_precision_resumes(
+    precision: str, device: torch.device, tmp_path: Path
+) -> None:
+    if device.type == "mock":
+        pytest.skip("accelerate mixes precisions on real devices")
+    ends = []
+    for epochs in ((2,), (1, 2)):
+        folder = tmp_path / str(len(epochs))
+        for number in epochs:
+            handle = attached(CONCAT, device)
+            options = {"epochs": number, "mixed_precision": precision, **QUIET}
+            fine_tune(handle, labels(8), Loss(CONCAT), folder, **options)
+        ends.append(handle.fusion.state_dict())
+    assert all(near(x, ends[1][name]) for name, x in ends[0].items())
