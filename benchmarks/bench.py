@@ -143,22 +143,17 @@ class Bench:
     def images(self, *sides: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
         return [torch.rand(1, 6, side, side, device=self.device).to(dtype) for side in sides]
 
-    def paths(self, fusion: GenerativeFusion) -> Functions:
+    def paths(self, fusion: GenerativeFusion, compiled: bool = False) -> Functions:
         """By name, what switches the fusion to an inference path."""
-        on_gpu, whole = self.device.type == "cuda", fusion.fused_std.dtype == torch.float32
-        dtypes = [None, *([torch.bfloat16] if whole and has_bfloat16(self.device) else [])]
+        whole = fusion.fused_std.dtype == torch.float32
         ways: dict[str, Row] = {"plain": {"enabled": False}, "optimised": {}}
-        ways |= {name_of(dtype): {"dtype": dtype} for dtype in dtypes[1:]}
-        if on_gpu:
+        if whole and has_bfloat16(self.device):
+            ways["bfloat16"] = {"dtype": torch.bfloat16}
+        if whole and self.device.type == "cuda":
+            ways["float16"] = {"dtype": torch.float16}
+        if compiled and self.device.type == "cuda":
             torch.compiler.reset()  # of what was compiled for another batch
-            ways |= {"float16": {"dtype": torch.float16}} if whole else {}
-            ways |= {
-                ", ".join([*([name_of(dtype)] if dtype else []), "compiled"]): {
-                    "dtype": dtype,
-                    "compile": "reduce-overhead",
-                }
-                for dtype in dtypes
-            }
+            ways["bfloat16, compiled"] = {"dtype": torch.bfloat16, "compile": "reduce-overhead"}
         paths = {}
         for name, arguments in ways.items():
             optimize(fusion, **arguments)

@@ -43,7 +43,7 @@ def measure_inference(bench: Bench, preset: str, method: str) -> Row:
         flop, maps = batch * counter.get_total_flops(), bench.maps(batch)
         functions: Functions = {
             name: lambda switch=switch, maps=maps: (switch(), fusion(*maps))[1]
-            for name, switch in bench.paths(fusion).items()
+            for name, switch in bench.paths(fusion, compiled=True).items()
         }
         if bench.device.type == "cuda":
             functions["TF32"] = in_tf32(bench, functions["plain"])
