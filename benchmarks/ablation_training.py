@@ -92,7 +92,7 @@ class Frozen(nn.Module):
         self.weight = module.weight.detach()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.hidden[0](x)
+        return self.hidden[0].to(x.device)(x)
 
 
 def build(arm: Arm, seed: int, features: CachedFeatures) -> Attachment:

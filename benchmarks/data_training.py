@@ -180,9 +180,9 @@ def score(handle: Attachment, folder: Path) -> tuple[float, dict[int, float]]:
     successes: dict[int, list[float]] = defaultdict(list)
     for batch in DataLoader(features, 32):
         cls, loc = network(batch)
-        best = rearrange(cls[:, 1] - cls[:, 0], "b h w -> b (h w)").argmax(1)
+        best = rearrange(cls[:, 1] - cls[:, 0], "b h w -> b (h w)").argmax(1).cpu()
         found, truth = (
-            rearrange(x.float(), "b c h w -> b (h w) c")[torch.arange(len(best)), best]
+            rearrange(x.float(), "b c h w -> b (h w) c").cpu()[torch.arange(len(best)), best]
             for x in (loc, batch["label_loc"])
         )
         for sequence, value in zip(

@@ -311,7 +311,7 @@ def run_sequence(name, home):
     frames = [torch.from_numpy(jpeg4py.JPEG(os.path.join(home, f)).decode().transpose(2, 0, 1))
               for f in sorted(os.listdir(home))[:2]]
     with torch.no_grad():
-        out = tracker.network.forward(None, torch.cat(frames)[None] / 255.0)
+        out = tracker.network.forward(None, torch.cat(frames)[None].cuda() / 255.0)
     print(name, type(tracker.network).__name__, hasattr(tracker.network, "gmmt_fusion"),
           tuple(out["pred_boxes"].shape), flush=True)
 

@@ -1,5 +1,6 @@
 """The room for hosts: stand-ins for packages, and checkouts of trackers."""
 
+import contextlib
 import importlib
 import importlib.util
 import sys
@@ -17,6 +18,8 @@ from gmmt_fusion.hosts import checkouts, stand_ins
 @pytest.fixture(autouse=True)
 def own_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What is changed in the whole process is undone."""
+    with contextlib.suppress(ImportError):  # which cannot be imported into other modules
+        importlib.import_module("pandas")
     monkeypatch.setattr(sys, "meta_path", [*sys.meta_path])
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(sys, "modules", {**sys.modules})

@@ -14,7 +14,7 @@ def test_everything_runs_on_a_device() -> None:
     folder = Path(__file__).parent / "device"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", str(folder)],
-        env={**os.environ, "GMMT_FUSION_DEVICE": "mock"},
+        env={**os.environ, "GMMT_FUSION_DEVICE": "mock", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
     )

@@ -126,7 +126,9 @@ def test_a_run_goes_on_to_the_same_bits(accident: str, undisturbed: Any, tmp_pat
 
 
 def test_kill_9(undisturbed: Any, tmp_path: Path) -> None:
-    process = multiprocessing.get_context("fork").Process(target=run_long, args=(tmp_path,))
+    process = multiprocessing.get_context(
+        "spawn" if torch.cuda.is_available() else "fork"  # a forked process cannot use a GPU
+    ).Process(target=run_long, args=(tmp_path,))
     process.start()
     while len(list((tmp_path / "checkpoints").glob("step-*"))) < 2:
         assert process.is_alive()
@@ -314,6 +316,7 @@ def train_in_one_of_two(rank: int, folder: str) -> None:
         torch.save({"loss": last["loss"], **weights(handle)}, f"{folder}/{method}-{rank}.pt")
 
 
+@pytest.mark.skipif(torch.cuda.device_count() == 1, reason="two processes would share a GPU")
 def test_two_processes_take_the_steps_of_one_with_twice_the_batch(tmp_path: Path) -> None:
     run_in_two_processes(train_in_one_of_two, str(tmp_path))
     for method in ("raw", "cgan"):

@@ -53,5 +53,5 @@ def weights(attachment: Attachment) -> dict[str, Tensor]:
 
 
 def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    different = [name for name in one if not torch.equal(one[name], other[name])]
+    different = [name for name in one if not torch.equal(one[name].cpu(), other[name].cpu())]
     assert one.keys() == other.keys() and not different, different

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,7 +51,8 @@ class CapturedPass:
     def _capture(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], torch.cuda.CUDAGraph, Tensor]:
         with torch.inference_mode(False):
             inputs = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in maps]
-            ours, theirs = torch.cuda.Stream(), torch.cuda.current_stream()
+            stream: Any = torch.cuda.Stream  # untyped
+            ours, theirs = stream(), torch.cuda.current_stream()
             ours.wait_stream(theirs)
             with torch.cuda.stream(ours):
                 for _ in range(2):  # what libraries set up at first must not be captured

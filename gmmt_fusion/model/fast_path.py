@@ -159,13 +159,18 @@ def _fold_constants(folded: GenerativeFusion, size: tuple[int, ...]) -> None:
 
 
 def _convert(part: nn.Module, dtype: torch.dtype) -> None:
-    """Another dtype and memory format, but not in place: the weights are the fusion's own."""
+    """Another dtype and memory format, but not in place: the weights are the fusion's own.
+
+    cuDNN's convolutions take maps with the channels last as they are, but for whole float32.
+    """
+    whole = dtype == torch.float32 and not torch.backends.cudnn.allow_tf32
+    layout = torch.contiguous_format if whole else torch.channels_last
     for module in part.modules():
         module._parameters = {
             name: None if p is None else nn.Parameter(p.to(dtype, copy=True), False)
             for name, p in module._parameters.items()
         }
-    part.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    part.to(dtype=dtype, memory_format=layout)  # type: ignore[call-overload]
 
 
 class FirstLayer(nn.Module):

@@ -7,7 +7,7 @@ import copy
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -193,20 +193,24 @@ class Diffusion(Method):
     def pitfalls(self, steps: int) -> list[str]:
         return pitfalls(self.scheduler, steps)
 
-    def signal_and_noise(self, timesteps: Timesteps) -> tuple[Any, Any]:
-        """√ᾱ_t and √(1 − ᾱ_t) of Eq. 2: in float32 as (B, 1, 1, 1), or numbers for one t."""
-        if isinstance(timesteps, int):  # nothing to copy to a GPU
-            return self.signals[timesteps], self.noises[timesteps]
+    def signal_and_noise(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """√ᾱ_t and √(1 − ᾱ_t) of Eq. 2 in float32, as (B, 1, 1, 1)."""
         alphas_cumprod = self.scheduler.alphas_cumprod.to(timesteps.device)[timesteps].float()
         alphas_cumprod = alphas_cumprod[:, None, None, None]
         return alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()
+
+    def _at(self, timesteps: Timesteps) -> tuple[Tensor | float, Tensor | float]:
+        """The same; of one t numbers, which need not be copied to a GPU."""
+        if isinstance(timesteps, int):
+            return self.signals[timesteps], self.noises[timesteps]
+        return self.signal_and_noise(timesteps)
 
     def to_prediction(self, x_0: Tensor, x_t: Tensor, timesteps: Timesteps) -> Tensor:
         """What the network should give where the clean map is x_0, in the prediction type."""
         kind = self.scheduler.config.prediction_type
         if kind == "sample":
             return x_0
-        signal, noise = self.signal_and_noise(timesteps)
+        signal, noise = self._at(timesteps)
         epsilon = (x_t - signal * x_0) / noise
         return epsilon if kind == "epsilon" else signal * epsilon - noise * x_0
 
@@ -215,7 +219,7 @@ class Diffusion(Method):
         kind = self.scheduler.config.prediction_type
         if kind == "sample":
             return prediction
-        signal, noise = self.signal_and_noise(timesteps)
+        signal, noise = self._at(timesteps)
         if kind == "epsilon":
             return (x_t - noise * prediction) / signal
         return signal * x_t - noise * prediction

@@ -154,7 +154,8 @@ class CachedNetwork(nn.Module):
 
     def forward(self, batch: Mapping[str, Tensor]) -> Any:  # whatever the host's head returns
         attachment = self.attachment
-        maps = {name: batch[name].to(dtype) for name, dtype in self.dtypes.items()}
+        device = attachment.fusion.fused_std.device
+        maps = {name: batch[name].to(device, dtype) for name, dtype in self.dtypes.items()}
         features = [maps[f"feature_{i}"] for i in range(attachment.fusion.modalities)]
         fused = attachment.fuse(features, maps["fused"])
         args, kwargs = self.head_inputs.rebuild(fused, maps)

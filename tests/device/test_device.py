@@ -299,7 +299,8 @@ def test_a_graph_is_not_for_autocast_or_a_capture(
     plain = fusion.sample(features)
     with torch.autocast("cuda", torch.bfloat16):
         rounded = fusion(*features)
-        assert near(rounded, fusion.sample(features)) and not torch.equal(rounded, plain)
+        there = fusion.sample(features)
+        assert (rounded - there).norm() < 3e-2 * there.norm() and not torch.equal(rounded, plain)
     for keep in (torch.no_grad(), torch.inference_mode(), torch.enable_grad()):
         with keep:
             assert near(fusion(*features), plain)
@@ -329,12 +330,19 @@ def test_a_run_in_mixed_precision_resumes(
 ) -> None:
     if device.type == "mock":
         pytest.skip("accelerate mixes precisions on real devices")
-    ends = []
-    for epochs in ((2,), (1, 2)):
-        folder = tmp_path / str(len(epochs))
-        for number in epochs:
-            handle = attached(CONCAT, device)
-            options = {"epochs": number, "mixed_precision": precision, **QUIET}
-            fine_tune(handle, labels(8), Loss(CONCAT), folder, **options)
-        ends.append(handle.fusion.state_dict())
-    assert all(near(x, ends[1][name]) for name, x in ends[0].items())
+
+    class Interrupted(Loss):
+        def __call__(self, network: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+            if (tmp_path / "cut" / "checkpoints").is_dir() and batch["label"][0] == 0.4:
+                raise KeyboardInterrupt
+            return super().__call__(network, batch)
+
+    options = {"epochs": 2, "mixed_precision": precision, **QUIET}
+    whole, cut = attached(CONCAT, device), attached(CONCAT, device)
+    fine_tune(whole, labels(8), Loss(CONCAT), tmp_path / "whole", **options)
+    with pytest.raises(KeyboardInterrupt):
+        fine_tune(cut, labels(8), Interrupted(CONCAT), tmp_path / "cut", **options, save_every=1)
+    cut = attached(CONCAT, device)
+    fine_tune(cut, labels(8), Loss(CONCAT), tmp_path / "cut", **options)
+    end = cut.fusion.state_dict()
+    assert all(near(x, end[name]) for name, x in whole.fusion.state_dict().items())

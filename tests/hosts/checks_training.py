@@ -254,6 +254,7 @@ def _process(rank: int, port: int, folder: Path) -> None:
     distributed.destroy_process_group()
 
 
+@pytest.mark.skipif(torch.cuda.device_count() == 1, reason="two processes would share a GPU")
 def test_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-import torch
 from siamban_host import CHECKOUT, build, configure, settled
 from torch import Tensor, nn
 
@@ -16,8 +15,8 @@ from gmmt_fusion.adapters import siamban
 def siamban_host() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(CHECKOUT))
-        if not torch.cuda.is_available():  # hard-coded in ModelBuilder.forward and its losses
-            patch.setattr(Tensor, "cuda", lambda self, *args, **kwargs: self)
+        # hard-coded in ModelBuilder.forward and its losses
+        patch.setattr(Tensor, "cuda", lambda self, *args, **kwargs: self)
         yield
 
 

@@ -121,10 +121,9 @@ def test_tools_train(
 ) -> None:
     for name in ("colorama", "torch.utils.tensorboard"):
         monkeypatch.setitem(sys.modules, name, StandInModule(name))
-    if not torch.cuda.is_available():
-        for module in (nn.Module, torch.UntypedStorage):
-            monkeypatch.setattr(module, "cuda", lambda self, *args: self)
-        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    for module in (nn.Module, torch.UntypedStorage):
+        monkeypatch.setattr(module, "cuda", lambda self, *args: self)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     host, scalars = pairs(1), {}
     before = copy.deepcopy(host.state_dict())
     run = run_tools_train(host, tmp_path, options, scalars)
