@@ -299,16 +299,16 @@ class Attachment:
     ) -> None:
         """For inference: make the fusion faster, to the same result; `enabled=False` undoes it.
 
-        With one step, what the fixed noise and the time add is computed once; at batch 1 on a CPU,
-        convolutions are matrix products. Weights that change are followed, but for writes through
-        `.data`, replaced parameters, and a host that is compiled as a whole: call this again.
-        `.train()` drops what was made, and nothing of it is saved.
+        With one step, what the fixed noise and the time add is computed once, and on a GPU a pass
+        is one CUDA graph; at batch 1 on a CPU, large convolutions are matrix products. Weights that
+        change are followed, but for writes through `.data`, replaced parameters, and a host that is
+        compiled as a whole: call this again. `.train()` drops what was made, and nothing of it is
+        saved.
 
         Args:
             dtype: of the fusion's network and residual path, default their own; torch.bfloat16
                 where the processor computes in it.
-            compile: a mode of torch.compile: "reduce-overhead" (CUDA graphs) on a GPU; on a CPU it
-                hardly pays.
+            compile: a mode of torch.compile, in place of the CUDA graph; on a CPU it hardly pays.
 
         Raises:
             ValueError: `fixed_noise` is False, or a dtype or mode that does not exist.

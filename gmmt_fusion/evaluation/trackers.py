@@ -67,7 +67,7 @@ def load_tracker(spec: str, fusion: str | Path | None = None, device: str | None
     Args:
         spec: "module:function" or "path/to/file.py:function", called without arguments; modules
             are also looked for in the current folder.
-        fusion: folder or hub id for `attach`. A tracker that needs an adapter of its own has it as
+        fusion: folder or hub id for `attach`, and `optimize`. A tracker that needs an adapter of its own has it as
             `tracker.adapter`, or its function attaches the fusion itself.
         device: to which the networks that it is or holds are moved, with the fusion; default where
             they are.
@@ -123,7 +123,9 @@ def _attach(tracker: Any, fusion: str | Path, spec: str) -> None:
         Attachment.of(tracker)
     except ValueError:
         adapter = getattr(tracker, "adapter", None)
-        attach(tracker, fusion, adapter if isinstance(adapter, Adapter) else "auto")
+        handle = attach(tracker, fusion, adapter if isinstance(adapter, Adapter) else "auto")
+        if handle.fusion.fixed_noise:
+            handle.optimize()
     else:
         warnings.warn(f"{spec} has attached a fusion itself; {fusion} is not used", stacklevel=3)
 

@@ -63,6 +63,8 @@ def _attaching(job: Job, own: Any) -> Any:
             handle = attach(self, job.fusion)
             if job.build.get("steps") is not None:
                 handle.fusion.steps = job.build["steps"]
+            if handle.fusion.fixed_noise:
+                handle.optimize()
             _report(job, handle, job.fusion)
         return result
 
