@@ -28,11 +28,16 @@ TRAINING = ("steps", "batch", "pairs", "training_sequences", "bfloat16")
 
 
 def cache_pairs(
-    dataset: Dataset[Any], folder: Path, degradation: Any = None, progress: bool = True
+    dataset: Dataset[Any],
+    folder: Path,
+    degradation: Any = None,
+    progress: bool = True,
+    tracker: Any = None,
 ) -> None:
     """The frozen embedded tracker's maps of pairs, and their labels; `degradation` as attached."""
     fusion = GenerativeFusion(CHANNELS, size=SEARCH_MAP, residual="conv3x3")
-    handle = attach(load_tracker(), fusion, ModuleAdapter("fusion", "head", size=SEARCH_MAP))
+    host = tracker or load_tracker()
+    handle = attach(host, fusion, ModuleAdapter("fusion", "head", size=SEARCH_MAP))
     handle.degradation = degradation
     cache_features(
         handle,

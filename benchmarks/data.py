@@ -7,8 +7,10 @@
 Fine-tunings of the embedded tracker on few sequences, of equal budget, and with the budget chosen
 on validation sequences, the start included. Judged by the success of held-out pairs of template and
 search image in three settings: degraded as in training, 1.5 times as severely, and with one
-modality of the search image missing. Every seed draws its own training sequences. A run that is
-finished is not run again. Writes --out/data.{md,json} of all finished runs of these arguments.
+modality of the search image missing. With --depth the second modality is depth: the same scenes,
+rendered in millimetres of 16 bits with a sensor's holes, and a tracker that is trained for them.
+Every seed draws its own training sequences. A run that is finished is not run again. Writes
+--out/data.{md,json} (data_depth.{md,json}) of all finished runs of these arguments.
 """
 
 import argparse
@@ -16,6 +18,7 @@ import json
 import statistics
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,26 +66,32 @@ BUDGETS = {"end": "after all steps", "best": "budget chosen on validation"}
 SIZES = (12, 40, 120, 600)
 
 
-def held_out(split: str, work: Path) -> list[Path]:
+def held_out(split: str, run: Run) -> list[Path]:
     """Cached pairs of each setting; their sequences are not those of the other tables' pairs."""
     seeds, pairs = SPLITS[split]
     missing = Degradation(1.0, ("missing",))
     kinds = ((1.0, None), (1.5, None), (1.0, missing))
-    folders = [work / "features" / f"{split}-{number}" for number in range(len(kinds))]
-    for number, (folder, (severity, degradation)) in enumerate(zip(folders, kinds, strict=True)):
-        first = (5000, 7000, 9000)[number]
-        part = seeds[first : first + 1000]
-        write_features(folder, part, pairs, pairs, 0, degradation, severity=severity, frames=2)
+    folders = []
+    for number, (severity, degradation) in enumerate(kinds):
+        first, name = (5000, 7000, 9000)[number], f"{split}-{number}"
+        part, scenes = seeds[first : first + 1000], {"severity": severity, "frames": 2}
+        folders.append(write_features(run, name, part, pairs, pairs, 0, degradation, **scenes))
     return folders
+
+
+def base_file(work: Path, depth: bool) -> Path:
+    """The results of the tracker as it is."""
+    return work / "results" / ("depth-" * depth + "base.json")
 
 
 def measure(run: Run) -> None:
     """One run, and its result."""
     started = time.process_time()
-    validation, test = (held_out(split, run.work) for split in SPLITS)
-    base = run.work / "results" / "base.json"
+    validation, test = (held_out(split, run) for split in SPLITS)
+    base = base_file(run.work, run.depth)
     if not base.is_file():
-        handle = build(ROWS["head"], 0, CachedFeatures(prepare(run)[1]))  # its output is the host's
+        head = replace(run, row=ROWS["head"], seed=0)  # its output is the host's
+        handle = build(head, CachedFeatures(prepare(run)[1]))
         save(base, {"test": [score(handle, one)[1] for one in test]})
     handle = train(run, validation)
     result: dict[str, Any] = {"seed": run.seed, "curve": read_curve(run.folder / "training")}
@@ -97,7 +106,7 @@ def measure(run: Run) -> None:
 
 def interpolate(handle: Attachment, run: Run, validation: list[Path]) -> dict[str, float]:
     """Validation of weights between the start and the end of training (Wortsman et al. 2022)."""
-    start = build(run.row, run.seed, CachedFeatures(prepare(run)[1])).fusion.state_dict()
+    start = build(run, CachedFeatures(prepare(run)[1])).fusion.state_dict()
     end = torch.load(run.folder / "end.pt", weights_only=True)
     found = {}
     for part in (0.25, 0.5, 0.75):
@@ -193,10 +202,10 @@ def markdown(entries: list[dict[str, Any]], base: dict[str, Any], title: str) ->
 
 def report(options: argparse.Namespace, done: dict[tuple[int, str], dict[str, list[Any]]]) -> str:
     """Write what is finished; returns the text."""
-    base_file = options.work / "results" / "base.json"
-    if not base_file.is_file():
+    path = base_file(options.work, options.depth)
+    if not path.is_file():
         sys.exit("nothing is finished yet")
-    base, text, tables, seconds = json.loads(base_file.read_text()), "", [], 0.0
+    base, text, tables, seconds = json.loads(path.read_text()), "", [], 0.0
     for (sequences, kind), runs in done.items():
         entries = summarise(runs, base)
         seconds += sum(r["seconds"] for results in runs.values() for r in results)
@@ -213,7 +222,7 @@ def report(options: argparse.Namespace, done: dict[tuple[int, str], dict[str, li
         f"{now()['date']}\n"
     )
     content = {**machine(torch.device("cpu")), **now(), "tables": tables}
-    write_results(options.out, "data", text, content, digits=3)
+    write_results(options.out, "data_depth" if options.depth else "data", text, content, digits=3)
     return text
 
 
@@ -224,6 +233,7 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, nargs="+", default=SIZES)
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--degradation", nargs="+", choices=("with", "without"), default=["with"])
+    parser.add_argument("--depth", action="store_true", help="RGB and depth, not RGB and thermal")
     parser.add_argument("--steps", type=int, default=384, help="of 8 pairs (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--report", action="store_true", help="run nothing")
@@ -243,7 +253,7 @@ def main() -> None:
         row = ROWS[name]
         if kind == "without":
             row = Row(**vars(row) | {"probability": 0.0})
-        run = Run(row, sequences, seed, options.steps, options.work)
+        run = Run(row, sequences, seed, options.steps, options.work, options.depth)
         if not options.report and not run.result.is_file():
             measure(run)
         if run.result.is_file():

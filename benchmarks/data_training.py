@@ -12,8 +12,10 @@ import torch
 from ablation_scoring import overlaps, success
 from ablation_training import CHANNELS, Convolutions, Silent, cache_pairs, tracking_loss
 from einops import rearrange
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader, RandomSampler
+from tqdm import tqdm
 
 from gmmt_fusion import Attachment, GenerativeFusion, attach
 from gmmt_fusion.adapters import ModuleAdapter
@@ -22,9 +24,11 @@ from gmmt_fusion.training import CachedFeatures, Degradation, fine_tune, recipes
 from gmmt_fusion.training.degradation import MIX
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+from embedded.depth import DepthScene
+from embedded.scene import Scene
 from embedded.sequences import TRAIN_SEEDS
-from embedded.siamese import SEARCH_MAP, load_tracker
-from embedded.training import PairDataset
+from embedded.siamese import SEARCH_MAP, SiameseTracker, load_tracker
+from embedded.training import PairDataset, train_stage
 
 ADAPTER = ModuleAdapter("fusion", "head", size=SEARCH_MAP)
 SMALL_UNET = {"network": "unet", "network_config": {"widths": (16, 24, 32)}}  # 0.26 M parameters
@@ -33,6 +37,7 @@ BATCH, EVERY = 8, 48  # steps between validations
 PAIRS = 16  # cached a sequence; in all at most half of what the budget sees
 VALIDATED, TESTED = 90, 250  # pairs a setting
 CALIBRATED = 96  # pairs
+DEPTH_PAIRS = 12_800  # that the tracker of RGB and depth is trained on, from the other's weights
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ class Run:
     """One fine-tuning of a row.
 
     sequences: trained on, drawn by the seed, which is that of the training, too. steps: the budget.
-    work: folder of all runs.
+    work: folder of all runs. depth: of RGB and depth, and not of RGB and thermal.
     """
 
     row: Row
@@ -74,6 +79,7 @@ class Run:
     seed: int
     steps: int
     work: Path
+    depth: bool = False
 
     @property
     def name(self) -> str:
@@ -82,6 +88,7 @@ class Run:
             "sequences": self.sequences,
             "budget": [self.steps, self.epochs, BATCH],
             "pairs": {"validation": VALIDATED, "test": TESTED},
+            **({"depth": True} if self.depth else {}),
         }
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
         return f"{digest}-seed{self.seed}"
@@ -101,8 +108,24 @@ class Run:
         return self.work / "runs" / self.name
 
 
-def build(row: Row, seed: int, calibration: CachedFeatures) -> Attachment:
+def tracker_of(run: Run) -> SiameseTracker:
+    """The tracker of RGB and thermal; or that of RGB and depth, trained on first use."""
+    network = load_tracker()
+    path = run.work / "tracker-depth.safetensors"
+    if run.depth and not path.is_file():
+        pairs = PairDataset(TRAIN_SEEDS, 300, length=DEPTH_PAIRS, seed=77, scene=DepthScene)
+        streams = [parts["infrared"] for parts in (network.backbones, network.necks)]
+        trained, checkpoint = [*streams, network.fusion, network.head], run.work / "tracker.pt"
+        train_stage(network, trained, pairs, checkpoint, report=tqdm.write)
+        write_atomically(path, lambda to: save_file(network.state_dict(), to))
+    if run.depth:
+        network.load_state_dict(load_file(path))
+    return network.eval()
+
+
+def build(run: Run, calibration: CachedFeatures) -> Attachment:
     """The embedded tracker with the row's fusion, calibrated: its output is the host's own."""
+    row, seed = run.row, run.seed
     torch.manual_seed(seed)
     fusion = GenerativeFusion(
         CHANNELS, size=SEARCH_MAP, residual="conv3x3", **SMALL_UNET | row.fusion
@@ -112,7 +135,7 @@ def build(row: Row, seed: int, calibration: CachedFeatures) -> Attachment:
     for module in fusion.modules():
         if isinstance(module, nn.Dropout):
             module.p = row.dropout
-    handle = attach(load_tracker(), fusion, ADAPTER)
+    handle = attach(tracker_of(run), fusion, ADAPTER)
     batch = next(iter(DataLoader(calibration, len(calibration))))
     maps = [batch[f"feature_{i}"].float() for i in range(2)]
     fusion.calibrate([(maps, batch["fused"].float())])
@@ -123,7 +146,7 @@ def train(run: Run, validation: list[Path]) -> Attachment:
     """Fine-tuned in its folder, and left with the best weights; the last are in `end.pt`."""
     features, calibration = (CachedFeatures(folder) for folder in prepare(run))
     row, seed = run.row, run.seed
-    handle = build(row, seed, calibration)
+    handle = build(run, calibration)
     head = {id(p) for p in handle.head.parameters()}
     path = {id(p) for p in handle.fusion.residual.parameters()} if row.frozen_residual else set()
 
@@ -196,33 +219,37 @@ def score(handle: Attachment, folder: Path) -> tuple[float, dict[int, float]]:
 
 def prepare(run: Run) -> tuple[Path, Path]:
     """Folders of the cached maps that a run trains on, and of those that calibrate its fusion."""
-    root, row = run.work / "features", run.row
+    row = run.row
     pairs = min(run.steps * BATCH // 2, PAIRS * row.crops * run.sequences)
     name = f"{run.sequences}-draw{run.seed}"
     degradation = Degradation(row.probability, row.kinds) if row.probability else None
     digest = hashlib.sha256(repr(degradation).encode()).hexdigest()[:8]
     what = f"{row.probability:g}-{digest}" if degradation else "clean"
-    train = root / f"train-{name}-{pairs}-{what}"
+    train = f"train-{name}-{pairs}-{what}"
     options: dict[str, Any] = {"negatives": 0.08}
-    write_features(train, TRAIN_SEEDS, run.sequences, pairs, run.seed, degradation, **options)
-    calibration = root / f"calibration-{name}"
-    write_features(calibration, TRAIN_SEEDS, min(run.sequences, 12), CALIBRATED, run.seed)
-    return train, calibration
+    seeds, draw = (TRAIN_SEEDS, run.sequences), run.seed
+    return (
+        write_features(run, train, *seeds, pairs, draw, degradation, **options),
+        write_features(run, f"calibration-{name}", seeds[0], min(seeds[1], 12), CALIBRATED, draw),
+    )
 
 
 def write_features(
-    folder: Path,
+    run: Run,
+    name: str,
     seeds: range,
     sequences: int,
     pairs: int,
     seed: int,
     degradation: Degradation | None = None,
     **scenes: Any,
-) -> None:
-    """Cache the frozen tracker's maps of pairs, unless that is done: rendering takes a while."""
+) -> Path:
+    """The folder with the frozen tracker's maps of pairs, cached now if they are not."""
+    folder = run.work / "features" / ("depth-" * run.depth + name)
     if (folder / "complete").is_file():
-        return
-    options: dict[str, Any] = {"negatives": 0.0} | scenes
-    dataset = PairDataset(seeds, sequences, length=pairs, seed=1000 + seed, **options)
-    cache_pairs(dataset, folder, degradation, progress=False)
+        return folder
+    options: dict[str, Any] = {"negatives": 0.0, "scene": DepthScene if run.depth else Scene}
+    dataset = PairDataset(seeds, sequences, length=pairs, seed=1000 + seed, **options | scenes)
+    cache_pairs(dataset, folder, degradation, progress=False, tracker=tracker_of(run))
     (folder / "complete").touch()
+    return folder

@@ -82,7 +82,7 @@ def measure_tracking(run: Run | None, seed: int, path: Path, options: argparse.N
     if run is not None:
         if not run.result.is_file():
             measure(run)
-        handle = build(run.row, seed, CachedFeatures(prepare(run)[1]))
+        handle = build(run, CachedFeatures(prepare(run)[1]))
         best = run.folder / "training" / "best"
         checkpoint.load_state(handle.fusion, checkpoint.load(best)[1], best)
         handle.fusion.manual_seed(seed)

@@ -37,13 +37,28 @@ class Actor:
 
     def draw(self, t: int, rgb: np.ndarray, heat: np.ndarray, warmth: float = 1.0) -> None:
         """Blend pose t into rgb (H, W, 3) and heat (H, W); warmth 0 leaves the heat as it is."""
+        placed = self.place(t, *heat.shape)
+        if placed is None:
+            return
+        where, colour, rest = placed
+        alpha = rest[..., 1]
+        patch = rgb[where]
+        patch *= 1 - alpha[..., None]
+        patch += colour
+        patch = heat[where]
+        patch *= 1 - warmth * alpha
+        patch += warmth * rest[..., 0]
+
+    def place(
+        self, t: int, height: int, width: int
+    ) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray] | None:
+        """Where pose t lies in an image, its colour (h, w, 3), and its heat and cover (h, w, 2)."""
         (x, y), (w, h) = self.centres[t], self.sizes[t]
         left, top = int(np.floor(x - w / 2)), int(np.floor(y - h / 2))
         right, bottom = int(np.ceil(x + w / 2)) + 1, int(np.ceil(y + h / 2)) + 1
-        height, width = heat.shape
         left, top, right, bottom = max(left, 0), max(top, 0), min(right, width), min(bottom, height)
         if right - left < 2 or bottom - top < 2:
-            return
+            return None
         levels = self.pyramids[(t // self.stride) % len(self.pyramids)]
         # The coarsest level that is still as fine as the drawn size: no aliasing.
         image = next((level for level in reversed(levels) if level.shape[0] >= h), levels[0])
@@ -54,13 +69,7 @@ class Actor:
         size = (right - left, bottom - top)
         colour = cv2.warpAffine(image[..., :3], matrix, size)
         rest = cv2.warpAffine(image[..., 3:], matrix, size)
-        alpha = rest[..., 1]
-        patch = rgb[top:bottom, left:right]
-        patch *= 1 - alpha[..., None]
-        patch += colour
-        patch = heat[top:bottom, left:right]
-        patch *= 1 - warmth * alpha
-        patch += warmth * rest[..., 0]
+        return (slice(top, bottom), slice(left, right)), colour, rest
 
 
 def poses_of(kind: str, look: Look) -> list[np.ndarray]:

@@ -27,9 +27,10 @@ class PairDataset(Dataset):
     """Training pairs; item `index` is the same whenever it is asked for.
 
     seeds: sequences to draw from, of which `sequences` are rendered in `frames` frames each and
-    kept in memory. An item: template (6, 95, 95) and search (6, 191, 191) as uint8, label_cls (19,
-    19), label_loc (4, 19, 19) in crop pixels, sequence, the number of the one that the search
-    image is of. A part `negatives` of the pairs has a template of another sequence and no target.
+    kept in memory, as `scene` shows them. An item: template (6, 95, 95) and search (6, 191, 191) as
+    uint8, label_cls (19, 19), label_loc (4, 19, 19) in crop pixels, sequence, the number of the one
+    that the search image is of. A part `negatives` of the pairs has a template of another sequence
+    and no target.
     """
 
     def __init__(
@@ -45,13 +46,14 @@ class PairDataset(Dataset):
         scale: float = 0.2,
         negatives: float = 0.08,
         degraded: bool = True,
+        scene: type[Scene] = Scene,
     ):
         rng = np.random.default_rng([seed, 11])
         picked = rng.choice(len(seeds), min(sequences, len(seeds)), replace=False)
         self.length, self.seed = length, seed
         self.shift, self.scale, self.negatives = shift, scale, negatives
         self.sequences = [
-            _render_some(int(seeds[int(i)]), frames, severity, rng, degraded) for i in picked
+            _render_some(scene, int(seeds[int(i)]), frames, severity, rng, degraded) for i in picked
         ]
 
     def __len__(self) -> int:
@@ -99,12 +101,11 @@ class PairDataset(Dataset):
         zoom = size / side
         dx, dy = rng.uniform(-shift, shift, 2) / zoom
         centre = (x + w / 2 + dx, y + h / 2 + dy)
-        visible, infrared = (
-            cv2.LUT(crop(part, centre, side, size), _exposure(rng)) for part in frame
-        )
-        image = np.empty((6, size, size), np.uint8)
-        image[:3] = rearrange(visible, "h w c -> c h w")
-        image[3:] = infrared
+        image = np.empty((2, 3, size, size), np.uint8)
+        for one, part in zip(image, frame, strict=True):
+            cut = cv2.LUT(crop(part, centre, side, size), _exposure(rng))
+            one[:] = cut if cut.ndim == 2 else rearrange(cut, "h w c -> c h w")
+        image = rearrange(image, "m c h w -> (m c) h w")
         corners = np.array([-w / 2 - dx, -h / 2 - dy, w / 2 - dx, h / 2 - dy]) * zoom
         if flip:
             image = np.ascontiguousarray(image[..., ::-1])
@@ -120,18 +121,26 @@ def _exposure(rng) -> np.ndarray:
 
 
 def _render_some(
-    seed: int, frames: int, severity: float, rng, degraded: bool, total: int = 60, size=(320, 256)
+    scene: type[Scene],
+    seed: int,
+    frames: int,
+    severity: float,
+    rng,
+    degraded: bool,
+    total: int = 60,
+    size=(320, 256),
 ):
-    """Frames spread over a sequence: visible (H, W, 3), infrared (H, W), boxes (frames, 4)."""
-    scene = Scene(seed, total, size, severity, degraded)
+    """Frames spread over a sequence: visible (H, W, 3), the other one too, or (H, W) where it is
+    grey, and boxes (frames, 4)."""
+    place = scene(seed, total, size, severity, degraded)
     edges = np.linspace(0, total, frames + 1)
     times = [min(total - 1, int(rng.uniform(a, b))) for a, b in pairwise(edges)]
-    images = [scene.render(t) for t in times]
-    # The infrared image is grey: one of its channels is enough to keep.
+    images = [place.render(t) for t in times]
+    grey = scene is Scene  # an infrared image: one of its channels is enough to keep
     return (
         [v for v, _ in images],
-        [np.ascontiguousarray(i[..., 0]) for _, i in images],
-        scene.boxes[times],
+        [np.ascontiguousarray(i[..., 0]) if grey else i for _, i in images],
+        place.boxes[times],
     )
 
 

@@ -67,8 +67,8 @@ def load_tracker(spec: str, fusion: str | Path | None = None, device: str | None
     Args:
         spec: "module:function" or "path/to/file.py:function", called without arguments; modules
             are also looked for in the current folder.
-        fusion: folder or hub id for `attach`, and `optimize`. A tracker that needs an adapter of its own has it as
-            `tracker.adapter`, or its function attaches the fusion itself.
+        fusion: folder or hub id for `attach`; it is optimised. A tracker that needs an adapter of
+            its own has it as `tracker.adapter`, or its function attaches the fusion itself.
         device: to which the networks that it is or holds are moved, with the fusion; default where
             they are.
 
