@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from embedded import sequences as sq
+from embedded.depth import DepthScene
+from embedded.scene import Scene
 from embedded.siamese import (
     MODALITIES,
     RESPONSE,
@@ -352,3 +354,42 @@ def test_tracking_together_is_tracking_one_by_one():
     assert np.abs(shifted[made[1].name] - together[made[1].name])[1:].max() > 0.1
     with pytest.raises(ValueError, match=r"sequences of \[4, 6\] frames; expected one length"):
         run_together(network, [*made, sq.generate_sequence(9, frames=4)])
+
+
+def test_depth_is_in_millimetres_with_holes() -> None:
+    scene, clean = (
+        DepthScene(sq.TEST_SEEDS[1], 60, (320, 256), 1.0, kind) for kind in (True, False)
+    )
+    for t in (0, 30, 59):
+        depth = clean.depth(t, np.random.default_rng(t))
+        assert depth.dtype == np.uint16 and depth.shape == (256, 320)
+        measured = depth[depth > 0]
+        assert measured.min() > 500 and measured.max() < 20_000
+        assert 0.001 < (depth == 0).mean() < 0.3  # beside edges, and single pixels
+        visible, shown = scene.render(t)
+        assert visible.shape == shown.shape == (256, 320, 3) and shown.dtype == np.uint8
+        assert np.array_equal(
+            visible, Scene(sq.TEST_SEEDS[1], 60, (320, 256), 1.0, True).render(t)[0]
+        )
+        assert np.array_equal(shown, scene.render(t)[1])
+
+
+def test_the_target_stands_out_in_depth() -> None:
+    nearer = []
+    for seed in sq.TEST_SEEDS[:8]:
+        scene = DepthScene(seed, 12, (320, 256), 0.0, False)
+        depth = scene.depth(0, np.random.default_rng(0)).astype(float)
+        x, y, w, h = scene.boxes[0].astype(int)
+        inside = depth[y : y + h, x : x + w]
+        nearer.append(np.median(depth[depth > 0]) - np.median(inside[inside > 0]))
+    assert np.mean(np.array(nearer) > 300) > 0.8
+
+
+def test_pairs_of_visible_image_and_depth() -> None:
+    pairs = PairDataset(sq.TRAIN_SEEDS, 2, frames=2, length=3, scene=DepthScene)
+    assert pairs[0]["search"].shape == (6, 191, 191)
+    red, blue = pairs[0]["search"][3], pairs[0]["search"][5]
+    assert not torch.equal(red, blue)  # a colour map
+    thermal = PairDataset(sq.TRAIN_SEEDS, 2, frames=2, length=3)
+    assert torch.equal(thermal[0]["search"][:3], pairs[0]["search"][:3])
+    assert torch.equal(thermal[0]["search"][3], thermal[0]["search"][5])
