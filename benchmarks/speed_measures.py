@@ -24,9 +24,10 @@ from gmmt_fusion.model.fast_path import optimize
 def in_tf32(bench: Bench, function: Callable[[], Any]) -> Callable[[], Any]:
     def run() -> Any:
         bench.round_to_tf32(True)
-        result = function()
-        bench.round_to_tf32(False)
-        return result
+        try:
+            return function()
+        finally:
+            bench.round_to_tf32(False)
 
     return run
 

@@ -281,6 +281,28 @@ def test_the_law_holds(case: Case) -> None:
     assert torch.equal(case.run(network), host)
 
 
+def test_a_host_that_is_cast_before_it_is_compiled() -> None:
+    """What was folded before is of other weights: the graph takes the plain path."""
+    case = CASES[0]
+    network, _, plain = attached(case)
+    torch.compiler.reset()
+    network.double().compile(backend="eager", fullgraph=case.fullgraph)
+    torch.testing.assert_close(case.run(network), plain.double(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="wants torch 2.9")
+def test_tf32_by_its_newer_name() -> None:
+    code = """
+import torch
+from gmmt_fusion.model.cuda_graphs import rounds_to_tf32
+assert rounds_to_tf32() == (False, True)
+torch.backends.cudnn.conv.fp32_precision = "ieee"
+torch.backends.cuda.matmul.fp32_precision = "tf32"
+assert rounds_to_tf32() == (True, False)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_in_a_host_compiled_as_a_whole() -> None:
     case = CASES[0]
     network, handle, plain = attached(case)

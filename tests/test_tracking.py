@@ -259,3 +259,13 @@ def test_embedded_tracker_takes_a_fusion(tmp_path):
         own, _, _ = run(tracker, sequence)
     assert np.array_equal(own, run(load_tracker("embedded_tracker:build"), sequence)[0])
     assert not np.array_equal(own, fused) and isinstance(tracker.adapter, ModuleAdapter)
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_commands_optimise_where_there_is_a_gpu(tmp_path, monkeypatch, gpu):
+    tracker = load_tracker("embedded_tracker:build")
+    fusion = GenerativeFusion.preset("small", 64, SEARCH_MAP)
+    attach(tracker, fusion, tracker.adapter).save_pretrained(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    attached = load_tracker("embedded_tracker:build", tmp_path)
+    assert (Attachment.of(attached).fusion.fast_path is not None) is gpu

@@ -333,6 +333,12 @@ class Attachment:
         self.network._modules.pop(PREFIX, None)
 
 
+def optimize_on_gpu(handle: Attachment) -> None:
+    """`optimize` where there is a GPU: there a frame waits for the launches of its kernels."""
+    if torch.cuda.is_available() and handle.fusion.fixed_noise:
+        handle.optimize()
+
+
 def run_host(network: nn.Module, batch: Inputs) -> Any:  # whatever it returns
     """network(**batch) for a dict, network(*batch) for a tuple or list, batch() for a function.
 

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from ..adapters import Adapter, attach
-from ..attaching.attachment import Attachment
+from ..attaching.attachment import Attachment, optimize_on_gpu
 from ..attaching.families import find_family
 from ..attaching.recognition import networks_of
 from ..model.checkpoint import weights_digest
@@ -67,8 +67,9 @@ def load_tracker(spec: str, fusion: str | Path | None = None, device: str | None
     Args:
         spec: "module:function" or "path/to/file.py:function", called without arguments; modules
             are also looked for in the current folder.
-        fusion: folder or hub id for `attach`; it is optimised. A tracker that needs an adapter of
-            its own has it as `tracker.adapter`, or its function attaches the fusion itself.
+        fusion: folder or hub id for `attach`; on a GPU it is optimised. A tracker that needs an
+            adapter of its own has it as `tracker.adapter`, or its function attaches the fusion
+            itself.
         device: to which the networks that it is or holds are moved, with the fusion; default where
             they are.
 
@@ -124,8 +125,7 @@ def _attach(tracker: Any, fusion: str | Path, spec: str) -> None:
     except ValueError:
         adapter = getattr(tracker, "adapter", None)
         handle = attach(tracker, fusion, adapter if isinstance(adapter, Adapter) else "auto")
-        if handle.fusion.fixed_noise:
-            handle.optimize()
+        optimize_on_gpu(handle)
     else:
         warnings.warn(f"{spec} has attached a fusion itself; {fusion} is not used", stacklevel=3)
 

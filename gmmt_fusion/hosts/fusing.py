@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ..adapters.auto import ADAPTERS, attach
-from ..attaching.attachment import Attachment
+from ..attaching.attachment import Attachment, optimize_on_gpu
 from ..attaching.host_checkpoint import load_host_checkpoint
 from ..attaching.plugin import PREFIX
 from ..attaching.recognition import recognise
@@ -63,8 +63,7 @@ def _attaching(job: Job, own: Any) -> Any:
             handle = attach(self, job.fusion)
             if job.build.get("steps") is not None:
                 handle.fusion.steps = job.build["steps"]
-            if handle.fusion.fixed_noise:
-                handle.optimize()
+            optimize_on_gpu(handle)
             _report(job, handle, job.fusion)
         return result
 

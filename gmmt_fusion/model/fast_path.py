@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checks import check_choice, check_maps
-from .cuda_graphs import CapturedPass
+from .cuda_graphs import CapturedPass, rounds_to_tf32
 from .fusion import Features, GenerativeFusion
 from .networks import UNet
 
@@ -63,17 +63,19 @@ class FoldedFusion:
         self.runs: dict[tuple[int, ...], Callable[[Features], Tensor]] = {}
         self.tensors: list[Tensor] = []
         self.stamp: list[Any] = []  # numbers, compared as a whole
+        self.made_for: Any = None  # device and dtype
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "runs": {}, "tensors": [], "stamp": []}
+        return {**self.__dict__, "runs": {}, "tensors": [], "stamp": [], "made_for": None}
 
     def __call__(self, fusion: GenerativeFusion, features: Features) -> Tensor:
         check_maps(features, None, fusion.modalities, fusion.channels)
         size = tuple(features[0].shape[-2:])
+        like = fusion.fused_std
         # a graph of the whole host keeps what was made before it
         if not torch.compiler.is_compiling():
             self.refresh(fusion, size)
-        run = self.runs.get(size)
+        run = self.runs.get(size) if self.made_for == (like.device, like.dtype) else None
         result: Tensor = fusion.sample(features) if run is None else run(features)
         # the next replay of a CUDA graph overwrites its output, which a host may keep
         return result if self.mode is None else result.clone()
@@ -84,7 +86,8 @@ class FoldedFusion:
         Raises:
             ValueError: new noise in every frame, which cannot be folded.
         """
-        if self.stamp != self._stamp(fusion):
+        made_for = fusion.fused_std.device, fusion.fused_std.dtype
+        if self.stamp != self._stamp(fusion) or self.made_for != made_for:
             self.runs = {}
         if size in self.runs:
             return
@@ -108,7 +111,7 @@ class FoldedFusion:
         self.runs[size] = run
         tensors = chain(fusion.parameters(), fusion.buffers())
         self.tensors = [t for t in tensors if not t.is_inference()]
-        self.stamp = self._stamp(fusion)
+        self.stamp, self.made_for = self._stamp(fusion), made_for
 
     def _stamp(self, fusion: GenerativeFusion) -> list[Any]:
         """What differs once weights were written, moved or cast.
@@ -163,7 +166,7 @@ def _convert(part: nn.Module, dtype: torch.dtype) -> None:
 
     cuDNN's convolutions take maps with the channels last as they are, but for whole float32.
     """
-    whole = dtype == torch.float32 and not torch.backends.cudnn.allow_tf32
+    whole = dtype == torch.float32 and not rounds_to_tf32()[1]
     layout = torch.contiguous_format if whole else torch.channels_last
     for module in part.modules():
         module._parameters = {
