@@ -10,7 +10,7 @@ search image in three settings: degraded as in training, 1.5 times as severely, 
 modality of the search image missing. With --depth the second modality is depth: the same scenes,
 rendered in millimetres of 16 bits with a sensor's holes, and a tracker that is trained for them.
 Every seed draws its own training sequences. A run that is finished is not run again. Writes
---out/data.{md,json} (data_depth.{md,json}) of all finished runs of these arguments.
+--out/data.{md,json,png} (data_depth.…) of all finished runs of these arguments.
 """
 
 import argparse
@@ -41,6 +41,7 @@ from measuring import machine, now, write_results
 from tqdm import tqdm
 
 from gmmt_fusion import Attachment
+from gmmt_fusion.evaluation.canvas import colours, make_figure, save
 from gmmt_fusion.files import write_atomically
 from gmmt_fusion.training import CachedFeatures, Degradation
 
@@ -92,7 +93,7 @@ def measure(run: Run) -> None:
     if not base.is_file():
         head = replace(run, row=ROWS["head"], seed=0)  # its output is the host's
         handle = build(head, CachedFeatures(prepare(run)[1]))
-        save(base, {"test": [score(handle, one)[1] for one in test]})
+        keep(base, {"test": [score(handle, one)[1] for one in test]})
     handle = train(run, validation)
     result: dict[str, Any] = {"seed": run.seed, "curve": read_curve(run.folder / "training")}
     result["best"] = result["end"] = [score(handle, one)[1] for one in test]
@@ -101,7 +102,7 @@ def measure(run: Run) -> None:
         result["end"] = [score(handle, one)[1] for one in test]
     if run.row.label == "DM" and run.seed == 0:
         result["interpolation"] = interpolate(handle, run, validation)
-    save(run.result, result | {"seconds": time.process_time() - started, **now()})
+    keep(run.result, result | {"seconds": time.process_time() - started, **now()})
 
 
 def interpolate(handle: Attachment, run: Run, validation: list[Path]) -> dict[str, float]:
@@ -128,7 +129,7 @@ def read_curve(folder: Path) -> dict[str, float]:
     return {str(line["step"]): line["validation"] / 3 for line in lines if "validation" in line}
 
 
-def save(path: Path, content: dict[str, Any]) -> None:
+def keep(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda temporary: temporary.write_text(json.dumps(content)))
 
@@ -200,6 +201,38 @@ def markdown(entries: list[dict[str, Any]], base: dict[str, Any], title: str) ->
     return "\n".join(lines)
 
 
+def plot(tables: list[dict[str, Any]], path: Path) -> None:
+    """What each row has over the base after all steps, by the number of sequences."""
+    kinds = {"degraded": "degraded images", "missing": "one modality missing"}
+    figure = make_figure(11, 4.2)
+    axes = figure.subplots(1, len(kinds), sharey=True)
+    rows = list(dict.fromkeys(e["row"] for table in tables for e in table["rows"]))
+    for (kind, name), axis in zip(kinds.items(), axes, strict=True):
+        for number, (row, colour) in enumerate(zip(rows, colours(len(rows)), strict=True)):
+            found = [
+                (index + 0.1 * (number - len(rows) / 2), e["over_base"][kind])
+                for index, table in enumerate(tables)
+                for e in table["rows"]
+                if (e["row"], e["budget"]) == (row, "end")
+            ]
+            means = [gain["mean"] for _, gain in found]
+            errors = [[abs(g["mean"] - g[end]) for _, g in found] for end in ("low", "high")]
+            places = [place for place, _ in found]
+            axis.errorbar(places, means, errors, fmt="o", color=colour, capsize=3, label=row)
+        axis.axhline(0, color="black", linewidth=0.8)
+        axis.set(title=name, xlabel="training sequences", xticks=range(len(tables)))
+        axis.set_xticklabels(
+            [
+                f"{t['sequences']}" + "\nwithout Degradation" * (t["degradation"] == "without")
+                for t in tables
+            ]
+        )
+        axis.grid(axis="y", alpha=0.3)
+    axes[0].set_ylabel("SR over the base, points, 95 % interval")
+    axes[-1].legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+    save(figure, path)
+
+
 def report(options: argparse.Namespace, done: dict[tuple[int, str], dict[str, list[Any]]]) -> str:
     """Write what is finished; returns the text."""
     path = base_file(options.work, options.depth)
@@ -222,7 +255,9 @@ def report(options: argparse.Namespace, done: dict[tuple[int, str], dict[str, li
         f"{now()['date']}\n"
     )
     content = {**machine(torch.device("cpu")), **now(), "tables": tables}
-    write_results(options.out, "data_depth" if options.depth else "data", text, content, digits=3)
+    name = "data_depth" if options.depth else "data"
+    write_results(options.out, name, text, content, digits=3)
+    plot(tables, options.out / f"{name}.png")
     return text
 
 

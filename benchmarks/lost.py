@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from ablation_scoring import success
 from ablation_tables import interval, with_interval
-from data import ROWS, SPLITS, measure, save
+from data import ROWS, SPLITS, keep, measure
 from data_training import Run, build, prepare
 from measuring import machine, now, write_results
 from tqdm import tqdm
@@ -93,7 +93,7 @@ def measure_tracking(run: Run | None, seed: int, path: Path, options: argparse.N
             result["groups"][name] = track(network, name, options.tracked, seed)
             result["seconds"] += time.process_time() - started
             started = time.process_time()
-            save(path, result)
+            keep(path, result)
 
 
 def gain(one: list[dict[str, Any]], other: list[dict[str, Any]], group: str, part: str) -> Any:
