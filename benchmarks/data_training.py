@@ -117,7 +117,8 @@ def tracker_of(run: Run) -> SiameseTracker:
         streams = [parts["infrared"] for parts in (network.backbones, network.necks)]
         trained, checkpoint = [*streams, network.fusion, network.head], run.work / "tracker.pt"
         train_stage(network, trained, pairs, checkpoint, report=tqdm.write)
-        write_atomically(path, lambda to: save_file(network.state_dict(), to))
+        weights = {name: x.contiguous() for name, x in network.state_dict().items()}
+        write_atomically(path, lambda to: save_file(weights, to))
     if run.depth:
         network.load_state_dict(load_file(path))
     return network.eval()
