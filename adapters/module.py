@@ -1,6 +1,7 @@
 """Any tracker whose fusion is one submodule."""
 
 import copy
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -30,7 +31,7 @@ class ModuleAdapter(Adapter):
         fusion, head: dotted names of the submodules.
         size: (H, W), or side, of the search region's maps. Where the fusion is called several times
             a frame, for the template too, only maps of this size are generated and the rest is
-            fused by the host. Default: all.
+            fused by the host. Default: all, with a warning where there are several sizes.
         tokens: (start, stop), or a slice, of the search region's H·W tokens among the N of each
             modality, y·W + x of them at (y, x); needs `size`. The host's own fusion is computed too
             where there are others.
@@ -61,6 +62,7 @@ class ModuleAdapter(Adapter):
                 "map, which has H·W tokens"
             )
         self.batch_first, self.output = batch_first, output
+        self._sizes: set[tuple[int, ...]] = set()  # of the maps so far
 
     def points(self, network: nn.Module) -> Mapping[str, Method]:
         return {self.fusion: self.fuse}
@@ -79,12 +81,27 @@ class ModuleAdapter(Adapter):
             raise self._misfit(current, given)
         if len(maps) < current.modalities:
             maps = list(maps[0].chunk(current.modalities, dim=1))
-        if self.size is not None and tuple(maps[0].shape[-2:]) != self.size:
+        if self.size is None:
+            self._note_size(tuple(maps[0].shape[-2:]))
+        elif tuple(maps[0].shape[-2:]) != self.size:
             return own()
         if self.output is None:
             return current.fuse(maps, lambda: self._fused_of(own()))
         out = own()
         return self._with_fused(out, current.fuse(maps, self._fused_of(out)))
+
+    def _note_size(self, size: tuple[int, ...]) -> None:
+        """Warn at the second one: a template's map should stay the host's."""
+        if torch.compiler.is_compiling() or size in self._sizes:
+            return
+        self._sizes.add(size)
+        if len(self._sizes) == 2:
+            sizes = " and ".join("×".join(map(str, known)) for known in sorted(self._sizes))
+            warnings.warn(
+                f"the fusion {self.fusion!r} gets maps of {sizes}, and all are generated; where "
+                "one is a template's, give ModuleAdapter(…, size=…) the search region's",
+                stacklevel=2,
+            )
 
     def _fuse_tokens(
         self, current: ForwardPass, own: Callable[[], Any], given: tuple[Any, ...]

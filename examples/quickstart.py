@@ -92,7 +92,7 @@ def announce(options: argparse.Namespace) -> str:
     return (
         f"Tracks {tested}, {training}, and tracks again: about {minutes:.0f} minutes on two free "
         f"cores. {threads} thread{'s' * (threads > 1)}: other numbers of threads round otherwise, "
-        "and a training then ends at slightly other scores."
+        "and tracking and training then end at other scores: by a point of SR on 24 videos."
     )
 
 
@@ -151,7 +151,7 @@ def tell_what_is_next(options: argparse.Namespace) -> str:
     fusion = SHIPPED if options.pretrained else options.out / "fusion"
     return (
         f"next: gmmt-fusion info {fusion}    what this fusion is\n"
-        "      gmmt-fusion find MODULE:FUNCTION    where a fusion fits into your tracker\n"
+        "      gmmt-fusion find --tracker MODULE:FUNCTION    where one fits into your tracker\n"
         "      docs/    wrap and fine-tune your own"
     )
 

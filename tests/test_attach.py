@@ -1,7 +1,9 @@
 """`attach` and `Attachment` as a user meets them: two lines, files, and every mistake."""
 
 import copy
+import re
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from tiny_hosts import CHANNELS, ConcatTracker, SumTracker
 from torch import nn
 
 from gmmt_fusion import Attachment, GenerativeFusion, attach, load_host_checkpoint
+from gmmt_fusion.adapters import auto
 
 CONCAT = CASES[0]
 
@@ -226,3 +229,28 @@ def test_same_seed_same_boxes_and_no_warnings() -> None:
             attach(network, CASES[3].make_fusion(), CASES[3].adapter())
             outputs.append(scores(network))
     assert torch.equal(*outputs)
+
+
+NAMED = [case for case in CASES if type(case.adapter()) in auto.NAMED]
+
+
+@pytest.mark.parametrize("case", NAMED, ids=lambda case: case.name)
+def test_a_saved_fusion_is_attached_where_it_was(case: Case, tmp_path: Path) -> None:
+    network = case.build()
+    attach(network, case.make_fusion(), case.adapter()).save_pretrained(tmp_path)
+    again = case.build()
+    attach(again, tmp_path)  # its adapter is in the folder
+    assert torch.equal(case.run(again), case.run(network))
+    with pytest.raises(ValueError, match="no fusion point was found"):
+        attach(nn.Linear(1, 1), tmp_path)
+
+
+def test_what_is_attached_is_shown() -> None:
+    network = CASES[0].build()
+    handle = attach(network, CASES[0].make_fusion(), CASES[0].adapter())
+    assert re.search(
+        r"Attachment of ConcatTracker: diffusion, uvit, 8 channels, [\d,]+ p.*, enabled",
+        repr(handle),
+    )
+    handle.detach()
+    assert "detached" in repr(handle)

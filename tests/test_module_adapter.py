@@ -216,3 +216,29 @@ def test_tokens_of_another_number_are_told_in_training() -> None:
     with pytest.warns(UserWarning, match="no map was generated before it"):
         network.eval()(*images())
     assert Attachment.of(network).describe()["adapter"]["fuse"]["options"]["tokens"] == (0, 63)
+
+
+class Siamese(nn.Module):
+    """Fuses a template's maps and a search region's by one module, in one forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fuse, self.box_head = Fusion("two", "plain", 2), nn.Conv2d(CHANNELS, 2, 1)
+
+    def forward(self, template: Tensor, search: Tensor) -> Tensor:
+        kernel = self.fuse(template, template).mean((2, 3), keepdim=True)
+        return self.box_head(kernel * self.fuse(search, search + 1))
+
+
+@pytest.mark.parametrize("size", [None, SIDE])
+def test_a_template_that_is_generated_too_is_told_once(size: int | None, recwarn: Any) -> None:
+    network, maps = Siamese().eval(), [torch.rand(1, CHANNELS, side, side) for side in (4, SIDE)]
+    attach(
+        network,
+        GenerativeFusion(**TINY),
+        ModuleAdapter("fuse", "box_head", size),
+    )
+    for _ in range(3):
+        network(*maps)
+    told = [str(w.message) for w in recwarn if "'fuse' gets maps of 4×4 and 8×8" in str(w.message)]
+    assert len(told) == (1 if size is None else 0)

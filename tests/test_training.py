@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import multiprocessing
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from training_runs import ACCIDENTS, CONCAT, QUIET, mean_loss, read_log, run_lon
 from two_processes import run_in_two_processes
 
 from gmmt_fusion import Attachment, GenerativeFusion, attach
-from gmmt_fusion.training import FineTuningSettings, fine_tune, paper_optimizer
+from gmmt_fusion.training import FineTuningSettings, fine_tune, network_alone, paper_optimizer
 
 MAPS = CASES[1]
 
@@ -337,3 +338,32 @@ def test_two_processes_take_the_steps_of_one_with_twice_the_batch(tmp_path: Path
     expected = torch.load(tmp_path / "raw-0.pt")
     assert last["step"] == 2 and last["loss"] == pytest.approx(expected.pop("loss"))
     torch.testing.assert_close(weights(alone), expected)
+
+
+def test_the_network_alone_is_trained(tmp_path: Path) -> None:
+    handle = attached(CONCAT)
+    before = weights(handle)
+    recipe = network_alone(handle)
+    fine_tune(handle, labels(), Loss(CONCAT), tmp_path, epochs=1, recipe=recipe, **QUIET)
+    after = weights(handle)
+    names = {name for name, _ in handle.fusion.named_parameters()}
+    changed = {name.split(".")[0] for name in names if not torch.equal(before[name], after[name])}
+    assert changed == {"network"}
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="notes of errors came with Python 3.11")
+def test_an_interruption_says_where_the_run_goes_on(tmp_path: Path) -> None:
+    class Interrupted(Loss):
+        calls = 0
+
+        def __call__(self, network: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+            self.calls += 1
+            if self.calls == 6:
+                raise KeyboardInterrupt
+            return super().__call__(network, batch)
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        fine_tune(attached(CONCAT), labels(), Interrupted(CONCAT), tmp_path, epochs=2, **QUIET)
+    assert (
+        "goes on from" in caught.value.__notes__[0] and "step-00000004" in caught.value.__notes__[0]
+    )

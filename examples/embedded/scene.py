@@ -37,8 +37,7 @@ class Actor:
 
     def draw(self, t: int, rgb: np.ndarray, heat: np.ndarray, warmth: float = 1.0) -> None:
         """Blend pose t into rgb (H, W, 3) and heat (H, W); warmth 0 leaves the heat as it is."""
-        placed = self.place(t, *heat.shape)
-        if placed is None:
+        if (placed := self.place(t, *heat.shape)) is None:
             return
         where, colour, rest = placed
         alpha = rest[..., 1]

@@ -49,6 +49,14 @@ class Attachment:
             f"nothing is attached to this {type(tracker).__name__}; call attach(tracker, fusion)"
         )
 
+    def __repr__(self) -> str:
+        config, count = self.fusion.config, sum(p.numel() for p in self.parameters())
+        state = ("enabled" if self.enabled else "disabled") if self.attached else "detached"
+        return (
+            f"<Attachment of {type(self.network).__name__}: {config.method}, {config.network}, "
+            f"{config.channels} channels, {count:,} parameters, {state}>"
+        )
+
     @property
     def fusion(self) -> GenerativeFusion:
         return self.plugin.fusion

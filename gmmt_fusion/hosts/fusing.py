@@ -11,16 +11,19 @@ from weakref import WeakSet
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from ..adapters.auto import ADAPTERS, attach
+from ..adapters.auto import ADAPTERS, attach, candidates
+from ..attaching.adapter import Adapter
 from ..attaching.attachment import Attachment, optimize_on_gpu
 from ..attaching.host_checkpoint import load_host_checkpoint
 from ..attaching.plugin import PREFIX
 from ..attaching.recognition import recognise
+from ..model.fusion import GenerativeFusion
 from .building import new_fusion
 from .job import Job
 from .patches import Patches
 
 _complete: WeakSet[nn.Module] = WeakSet()  # networks whose script has loaded all their weights
+_saved: dict[str, list[Adapter]] = {}  # adapters, by the fusion that they are for
 _attached: WeakSet[nn.Module] = WeakSet()  # networks that have a fusion by this module
 
 
@@ -30,6 +33,7 @@ def watch_networks(job: Job, patches: Patches) -> None:
     """
     _complete.clear()
     _attached.clear()
+    _saved.clear()
     patches.set(nn.Module, "load_state_dict", _attaching(job, nn.Module.load_state_dict))
     if job.train:
         parallel = nn.parallel.DistributedDataParallel
@@ -70,10 +74,25 @@ def _attaching(job: Job, own: Any) -> Any:
     return load_state_dict
 
 
+def adapters() -> list[Adapter]:
+    """Those that recognise their trackers."""
+    return [kind() for kind in ADAPTERS]
+
+
+def _adapters_of(job: Job) -> list[Adapter]:
+    """Those, and the one that the job's fusion was attached through."""
+    if job.fusion is None:
+        return adapters()
+    if job.fusion not in _saved:
+        _saved[job.fusion] = adapters()  # while it is loaded, which comes here again
+        _saved[job.fusion] = candidates(GenerativeFusion.from_pretrained(job.fusion))
+    return _saved[job.fusion]
+
+
 def is_tracker(job: Job, network: nn.Module) -> bool:
     """Whether an adapter recognises it; what is not is noted, for the message in the end."""
     try:
-        recognise(network, [kind() for kind in ADAPTERS])
+        recognise(network, _adapters_of(job))
     except ValueError as error:
         job.note("unrecognised", str(error))
         return False
@@ -96,7 +115,7 @@ def attach_new(job: Job, tracker: nn.Module) -> Attachment:
     Raises:
         ValueError: no host was recognised, or the network does not have its own weights.
     """
-    network, adapter = recognise(tracker, [kind() for kind in ADAPTERS])
+    network, adapter = recognise(tracker, adapters())
     if job.weights is not None:
         load_weights(network, job.weights)
     elif network not in _complete:

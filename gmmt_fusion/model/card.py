@@ -14,7 +14,7 @@ from .config import FusionConfig
 CARD = "README.md"
 LIBRARY = "gmmt-fusion"
 MARK = f"<!-- {LIBRARY} writes this file anew at each save; remove this line to keep your text -->"
-NAMING = ("ModuleAdapter", "EncoderAdapter")  # that `attach` does not find by itself
+NAMING = ("ModuleAdapter", "ConcatAdapter", "EncoderAdapter")  # that are told names
 METHODS = {
     "diffusion": "a diffusion model over DDIM steps",
     "cgan": "a conditional GAN",
@@ -108,7 +108,7 @@ def describe_fusion(
         "maps": f"{config.modalities} modalities, {width}, " + "×".join(map(str, config.size)),
         "parameters": f"{sum(counts.values()):,} ({parts})",
         "host": section(about, "host").get("host", ""),
-        "adapter": ", ".join(_list_adapters(about)),
+        "adapter": ", ".join(_show_adapter(*item) for item in list_adapters(about).items()),
         "licence": about.get("license") or "",
     }
     return {key: value for key, value in described.items() if value}
@@ -122,7 +122,7 @@ def count_parameters(shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
     return dict(counts.most_common())
 
 
-def _list_adapters(about: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def list_adapters(about: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """{class: options} of the adapters through which a fusion is attached."""
     points = section(section(about, "host"), "adapter")
     return {
@@ -132,14 +132,19 @@ def _list_adapters(about: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
+def _show_adapter(kind: str, options: Mapping[str, Any]) -> str:
+    if kind not in NAMING:
+        return kind
+    given = {key: value for key, value in options.items() if value is not None}
+    return f"{kind}({', '.join(f'{key}={_quote(value)}' for key, value in given.items())})"
+
+
 def _show_loading(about: Mapping[str, Any], name: str) -> str:
     imports, adapter = ["from gmmt_fusion import attach"], ""
-    for kind, options in _list_adapters(about).items():
+    for kind, options in list_adapters(about).items():
         if kind in NAMING:
             imports.append(f"from gmmt_fusion.adapters import {kind}")
-            given = {key: value for key, value in options.items() if value is not None}
-            arguments = ", ".join(f"{key}={_quote(value)}" for key, value in given.items())
-            adapter = f", {kind}({arguments})"
+            adapter = f", {_show_adapter(kind, options)}"
     call = f'handle = attach(tracker, "{name}"{adapter})'
     comment = "# with your tracker, its pretrained weights loaded"
     return "\n".join(["```python", *imports, "", comment, call, "```"])

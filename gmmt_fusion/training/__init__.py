@@ -7,7 +7,7 @@ from .degradation import Degradation
 from .feature_cache import CachedFeatures, cache_features
 from .fine_tuning import fine_tune
 from .host_loop import train_in_host
-from .recipes import Recipe, adamw_optimizer, paper_optimizer
+from .recipes import Recipe, adamw_optimizer, network_alone, paper_optimizer
 from .settings import FineTuningSettings
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "adamw_optimizer",
     "cache_features",
     "fine_tune",
+    "network_alone",
     "paper_optimizer",
     "train_in_host",
 ]

@@ -127,7 +127,13 @@ def fine_tune(
                 loop = _Loop(state, batches, model, tracking_loss, chosen)
                 state.on_main(lambda: verify_caches(find_caches(loader.dataset)))
                 state.resume()
-                return loop.run(validate, patience, images, save_every, progress)
+                try:
+                    return loop.run(validate, patience, images, save_every, progress)
+                except KeyboardInterrupt as interrupt:
+                    last = next(iter(state.checkpoints[::-1]), "its start: no checkpoint yet")
+                    if hasattr(interrupt, "add_note"):  # Python 3.11
+                        interrupt.add_note(f"started again, fine_tune goes on from {last}")
+                    raise
 
 
 def _show_settings(function: Callable[..., Any]) -> None:
