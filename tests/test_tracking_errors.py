@@ -7,6 +7,7 @@ from tiny_dataset import BOX, write_clip, write_dataset
 from tiny_trackers import Failing, Follower
 from tracking_commands import command
 
+from gmmt_fusion import GenerativeFusion
 from gmmt_fusion.evaluation.sequences import open_sequence, open_sequences
 from gmmt_fusion.evaluation.tracking import run
 
@@ -71,6 +72,10 @@ def shrink_image(data):
     cv2.imwrite(str(data / "b/visible/8.png"), np.zeros((4, 5, 3), np.uint8))
 
 
+def save_fusion(data):
+    GenerativeFusion(8, method="raw").save_pretrained(data.parent / "own")
+
+
 DAMAGE = {  # what is asked for, what is done to the data, and what the complaint names
     "no data": ({"data": "none"}, None, ["none", "not a folder"]),
     "no sequences": ({"benchmark": "gtot"}, None, ["gtot", "<sequence>/v", "<sequence>/i"]),
@@ -89,7 +94,8 @@ DAMAGE = {  # what is asked for, what is done to the data, and what the complain
     "no tracker": ({"tracker": "Idle"}, None, ["Idle", "initialize(image, info)", "init(image"]),
     "no function": ({"tracker": "missing"}, None, ["tiny_trackers", "'missing'"]),
     "arguments": ({"tracker": "needs_arguments"}, None, ["without arguments", "'checkpoint'"]),
-    "no fusion point": ({"fusion": "none"}, None, ["error: no fusion point"]),
+    "no fusion": ({"fusion": "none"}, None, ["error: none is missing", "save_pretrained"]),
+    "no fusion point": ({"fusion": "own"}, save_fusion, ["error: no fusion point"]),
 }
 
 
