@@ -12,13 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cases import CASES
 from fake_checkout import AUTHORS, write_checkout
 
-from gmmt_fusion import GenerativeFusion, attach
+from gmmt_fusion import Attachment, GenerativeFusion, attach
 from gmmt_fusion.cli import main
 from gmmt_fusion.hosts.command import find_root
+from gmmt_fusion.hosts.fusing import watch_networks
+from gmmt_fusion.hosts.job import Job
+from gmmt_fusion.hosts.patches import Patches
 
 cv2 = pytest.importorskip("cv2")
+WRAPPED = CASES[0]
 
 
 @pytest.fixture
@@ -340,3 +345,15 @@ def test_a_checkpoint_calls_nothing_that_the_host_has_imported(
     )
     main(["run", str(script)])
     assert not (tmp_path / "called").exists()
+
+
+def test_a_wrapped_tracker_gets_its_fusion_as_it_loads_its_weights(tmp_path: Path) -> None:
+    network = WRAPPED.build()
+    attach(network, WRAPPED.make_fusion(), WRAPPED.adapter()).save_pretrained(tmp_path / "fusion")
+    expected, host, state = WRAPPED.run(network), WRAPPED.build(), WRAPPED.build().state_dict()
+    with Patches() as patches:
+        job = Job(str(tmp_path), str(tmp_path / "log"), fusion=str(tmp_path / "fusion"))
+        watch_networks(job, patches)
+        host.load_state_dict(state)
+        assert Attachment.of(host).attached
+    assert torch.equal(WRAPPED.run(host), expected)
