@@ -86,8 +86,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--train", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    torch.manual_seed(0)  # the same host everywhere
     if options.train:
-        torch.manual_seed(0)
         train(options.train)
         return
     with tempfile.TemporaryDirectory() as folder:
