@@ -2,7 +2,6 @@
 
 import copy
 import pickle
-import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import diffusers
 import pytest
 import torch
 from cases import CASES, Case, scores_in
+from threads import run_in_threads
 from tiny_fusions import COMBINATIONS, NETWORKS, build, maps
 from torch import Tensor, nn
 from training_data import Loss, labels
@@ -284,11 +284,7 @@ def test_graphs_of_threads_and_streams(captured: tuple[GenerativeFusion, list[Te
                 if not near(fusion(*own), fusion.sample(own)):
                     wrong.append(seed)
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    run_in_threads(work, 4)
     assert not wrong
 
 

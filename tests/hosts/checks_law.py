@@ -1,12 +1,12 @@
 """Lines of the law that test_law.py leaves to tiny hosts, on real ones of a small width."""
 
 import inspect
-import threading
 
 import pytest
 import torch
 from cases import CASES, Case
 from test_law import anatomy, assert_same_anatomy, attached, dicts
+from threads import run_in_threads
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -25,11 +25,7 @@ def test_threads_get_what_each_gets_alone(case: Case) -> None:
         if all(torch.equal(case.run(network, seed), alone[seed]) for _ in range(3)):
             right.append(seed)
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    run_in_threads(work, 3)
     assert sorted(right) == [0, 1, 2]
     assert not torch.equal(alone[0], alone[1])
 

@@ -4,7 +4,6 @@ import copy
 import inspect
 import pickle
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from siamban_host import (
     plugin,
     settled,
 )
+from threads import run_in_threads
 from torch import Tensor, nn
 from two_processes import of_both, run_in_two_processes
 
@@ -185,11 +185,7 @@ def test_the_rest_of_the_law(pairs: Any) -> None:
         if all(torch.equal(model.track(searches[index])["cls"], alone[index]) for _ in range(3)):
             right.append(index)
 
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    run_in_threads(work, 3)
     assert sorted(right) == [0, 1, 2] and not torch.equal(alone[0], alone[1])
 
     with pytest.raises(KeyboardInterrupt), handle.disabled():
