@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from ..checks import check_choice, check_maps
 from .cuda_graphs import CapturedPass, rounds_to_tf32
 from .fusion import Features, GenerativeFusion
-from .networks import UNet
 
 COMPILE_MODES = (
     None,
@@ -157,8 +156,8 @@ def _fold_constants(folded: GenerativeFusion, size: tuple[int, ...]) -> None:
         ours = folded.out_channels
         of_noise = first.weight.shape[1] * ours // (ours + folded.modalities * folded.channels)
         network.set_submodule(network.first_layer, FirstLayer(first, of_noise, constant))
-    if isinstance(network, UNet):
-        network.freeze_time(method.last_timestep)
+        folded.noise_folded = True
+    network.freeze_time(method.last_timestep)
 
 
 def _convert(part: nn.Module, dtype: torch.dtype) -> None:
@@ -177,24 +176,27 @@ def _convert(part: nn.Module, dtype: torch.dtype) -> None:
 
 
 class FirstLayer(nn.Module):
-    """A network's first layer without the map of noise: what fixed noise adds is a constant."""
+    """A network's first layer without the map of noise: what fixed noise adds is a constant.
+
+    Args:
+        layer: the network's own.
+        of_noise: how many of its input channels, the first, are of noise.
+        constant: what it gives for the noise and features of zero.
+    """
 
     constant: Tensor
 
-    def __init__(self, layer: Any, channels: int, constant: Tensor) -> None:
+    def __init__(self, layer: Any, of_noise: int, constant: Tensor) -> None:
         super().__init__()
-        self.channels = channels
         self.layer = copy.copy(layer)
         self.layer._parameters = {
-            "weight": nn.Parameter(layer.weight[:, channels:].clone(), False),
+            "weight": nn.Parameter(layer.weight[:, of_noise:].clone(), False),
             "bias": None,
         }
         self.register_buffer("constant", constant)
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = isinstance(self.layer, nn.Linear)
-        features = x[..., self.channels :] if tokens else x[:, self.channels :]
-        result: Tensor = self.layer(features) + self.constant
+        result: Tensor = self.layer(x) + self.constant
         return result
 
 

@@ -66,6 +66,7 @@ class GenerativeFusion(Pretrained):
     fused_std: Tensor
     noise: Tensor
     network: UViT | UNet
+    noise_folded = False  # into the network's first layer, in the copies of the fast path
 
     def __init__(self, channels: int, **options: Any) -> None:
         super().__init__()
@@ -301,13 +302,12 @@ class GenerativeFusion(Pretrained):
         return unexplained
 
     def _bind(self, maps: list[Tensor]) -> BoundNetwork:
-        residual = None
+        features, residual = torch.cat(maps, dim=1), None
         if self.residual is not None:
-            dtype = self.residual.weight.dtype
-            residual = self.residual(torch.cat(maps, dim=1).to(dtype)).float()
+            residual = self.residual(features.to(self.residual.weight.dtype)).float()
         elif self.config.residual == "first":
             residual = maps[0].float()
-        return BoundNetwork(self.network, maps, residual)
+        return BoundNetwork(self.network, features, residual, self.noise_folded)
 
     def _normalise(self, features: Features) -> list[Tensor]:
         moments = self.feature_mean, self.feature_std

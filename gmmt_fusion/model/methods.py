@@ -35,23 +35,31 @@ class BoundNetwork:
 
     Args:
         network: takes maps concatenated on channels (B, C_in, H, W), and timesteps (B,).
-        features: m normalised maps (B, C, H, W).
+        features: normalised, of all modalities (B, m · C, H, W).
         residual: (B, C, H, W), what the residual path gives for the same features; None for none.
+        noise_folded: the network knows the noise, and takes the features alone.
     """
 
     def __init__(
-        self, network: nn.Module, features: list[Tensor], residual: Tensor | None = None
+        self,
+        network: nn.Module,
+        features: Tensor,
+        residual: Tensor | None = None,
+        noise_folded: bool = False,
     ) -> None:
         self.network, self.features, self.residual = network, features, residual
-        self.batch, self.device = features[0].shape[0], features[0].device
+        self.noise_folded = noise_folded
+        self.batch, self.device = features.shape[0], features.device
 
     def __call__(self, noisy: Tensor | None, timesteps: Timesteps) -> Tensor:
         """U(x_t, f_1 … f_m, t), or U(f_1 … f_m) without noise: (B, C, H, W) in float32."""
         if isinstance(timesteps, int):
             timesteps = torch.full((self.batch,), timesteps, device=self.device)
-        maps = self.features if noisy is None else [noisy, *self.features]
         dtype = next(self.network.parameters()).dtype
-        output: Tensor = self.network(torch.cat([x.to(dtype) for x in maps], dim=1), timesteps)
+        maps = self.features.to(dtype)
+        if noisy is not None and not self.noise_folded:
+            maps = torch.cat([noisy.to(dtype), maps], dim=1)
+        output: Tensor = self.network(maps, timesteps)
         return output.float()
 
     def generate(self, noise: Tensor | None) -> Tensor:
@@ -153,9 +161,9 @@ class ConditionalGAN(Method):
         fake = self.discriminator(self.pair(fused, network.features)).float()
         return F.mse_loss(fake, torch.zeros_like(fake)) + F.mse_loss(real, torch.ones_like(real))
 
-    def pair(self, fused: Tensor, features: list[Tensor]) -> Tensor:
+    def pair(self, fused: Tensor, features: Tensor) -> Tensor:
         """What D sees: a fused map, real or fake, with its features, in their dtype."""
-        return torch.cat([fused.to(features[0].dtype), *features], dim=1)
+        return torch.cat([fused.to(features.dtype), features], dim=1)
 
 
 class Diffusion(Method):

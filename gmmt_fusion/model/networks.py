@@ -38,6 +38,28 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     return F.pad(x, (0, right, 0, bottom), mode="replicate") if bottom or right else x
 
 
+def to_patches(x: Tensor, size: int) -> Tensor:
+    """Maps (B, C, H, W) with p × p positions as the channels of one: (B, C p², H/p, W/p)."""
+    if size == 1:
+        return x
+    return rearrange(x, "b c (h p) (w q) -> b (c p q) h w", p=size, q=size)
+
+
+class PatchEmbedding(nn.Linear):
+    """A linear layer on the channels of maps (B, C, H, W), not on the last dimension.
+
+    It is one matrix product with the maps as they lie in memory: tokens need not be copied first.
+    """
+
+    def forward(self, maps: Tensor) -> Tensor:
+        weight = self.weight.expand(maps.shape[0], -1, -1)
+        if self.bias is None:
+            result = torch.bmm(weight, maps.flatten(2))
+        else:
+            result = torch.baddbmm(self.bias[None, :, None], weight, maps.flatten(2))
+        return result.view(-1, self.out_features, *maps.shape[-2:])
+
+
 class Block(nn.Module):
     """Pre-norm transformer block on tokens (B, N, width); with `skip`, first merges a long skip
     connection.
@@ -110,8 +132,9 @@ class UViT(nn.Module):
                 f"UViT has width={self.width}, heads={heads}; expected an even width for every head"
             )
         self.patch_size, self.checkpointing = patch_size, checkpointing
+        self.frozen_time: Tensor | None = None
         self.size = -(-size[0] // patch_size), -(-size[1] // patch_size)  # in patches
-        self.embed = nn.Linear(in_channels * patch_size**2, self.width)
+        self.embed = PatchEmbedding(in_channels * patch_size**2, self.width)
         self.time_position = nn.Parameter(torch.zeros(1, 1, self.width))
         self.position = nn.Parameter(torch.zeros(1, self.width, *self.size))
         self.down = nn.ModuleList(Block(self.width, heads) for _ in range(depth))
@@ -135,12 +158,21 @@ class UViT(nn.Module):
         return self.final_conv or self.out
 
     def first(self, x: Tensor) -> Tensor:
-        """The first layer, affine in x (B, C_in, H, W): tokens (B, H/p · W/p, width)."""
-        p = self.patch_size
-        x = pad_to_multiple(x, p)
-        patches = rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p)
-        tokens: Tensor = self.embed(patches)
-        return tokens
+        """The first layer, affine in x (B, C_in, H, W): maps (B, width, H/p, W/p)."""
+        x = pad_to_multiple(x, self.patch_size)
+        maps: Tensor = self.embed(to_patches(x, self.patch_size))
+        return maps
+
+    def time_token(self, timesteps: Tensor) -> Tensor:
+        """The token (B, 1, width) that tells the time."""
+        embedding = timestep_embedding(timesteps, self.width)
+        return rearrange(embedding, "b c -> b 1 c") + self.time_position
+
+    def freeze_time(self, timestep: int) -> None:
+        """Keep the token of one timestep, whatever the forward is called with."""
+        self.frozen_time = self.time_token(
+            torch.tensor([timestep], device=self.time_position.device)
+        )
 
     def run(self, block: nn.Module, *tokens: Tensor) -> Tensor:
         """A block on its tokens (B, N, width)."""
@@ -160,11 +192,8 @@ class UViT(nn.Module):
         position: Tensor = self.position
         if size != self.size:
             position = F.interpolate(position.float(), size, mode="bicubic").to(position.dtype)
-        tokens = self.first(x) + rearrange(position, "b c h w -> b (h w) c")
-        time = (
-            rearrange(timestep_embedding(timesteps, self.width), "b c -> b 1 c")
-            + self.time_position
-        )
+        tokens = rearrange(self.first(x) + position, "b c h w -> b (h w) c")
+        time = self.time_token(timesteps) if self.frozen_time is None else self.frozen_time
         tokens = torch.cat([time.expand(tokens.shape[0], -1, -1).to(tokens.dtype), tokens], dim=1)
         skips = []
         for block in self.down:
@@ -258,7 +287,7 @@ class UNet(nn.Module):
 
     def first(self, x: Tensor) -> Tensor:
         """The first layer, affine in x (B, C_in, H, W)."""
-        maps: Tensor = self.unet.conv_in(F.pixel_unshuffle(self.pad(x), self.patch_size))
+        maps: Tensor = self.unet.conv_in(to_patches(self.pad(x), self.patch_size))
         return maps
 
     def freeze_time(self, timestep: int) -> None:
@@ -276,9 +305,10 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
         height, width = x.shape[-2:]
-        patches = F.pixel_unshuffle(self.pad(x), self.patch_size)
+        patches = to_patches(self.pad(x), self.patch_size)
         maps: Tensor = self.unet(patches, timesteps.expand(x.shape[0])).sample
-        maps = F.pixel_shuffle(maps, self.patch_size)
+        if self.patch_size > 1:
+            maps = F.pixel_shuffle(maps, self.patch_size)
         return maps[..., :height, :width]
 
 
