@@ -90,21 +90,12 @@ TABLES: dict[str, list[Arm]] = {
     ],
     "patches": [
         Arm("UNet, n = 3", BEST),
-        Arm("UViT, p = 1", DM | UVIT | {"network_config": {"patch_size": 1}}),
         *(
-            Arm(f"UViT, p = 2{name}", DM | UVIT | {"network_config": {"patch_size": 2} | options})
+            Arm(f"UViT, {name}", DM | UVIT | {"network_config": options})
             for name, options in (
-                ("", {}),
-                (", width 128", {"width": 128}),
-                (", final 3×3", {"final_conv": True}),
-            )
-        ),
-        *(
-            Arm(f"UNet, {name}", BEST | {"network_config": options})
-            for name, options in (
-                ("one level of 32", {"widths": [32]}),
-                ("p = 2, one level of 64", {"patch_size": 2, "widths": [64]}),
+                ("p = 1", {"patch_size": 1}),
                 ("p = 2", {"patch_size": 2}),
+                ("p = 2, width 128", {"patch_size": 2, "width": 128}),
             )
         ),
     ],

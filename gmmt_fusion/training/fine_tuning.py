@@ -265,8 +265,8 @@ class _Loop:
                         state.check_states()
                         first_step = False
                     state.log({"epoch": epoch, **values})
+                    bar.set_postfix(choose_shown(state.record), refresh=False)
                     bar.update()
-                    bar.set_postfix(choose_shown(state.record))
                     if save_every and state.step % save_every == 0 and state.step % per_epoch:
                         state.save()
                 if validate is not None:
