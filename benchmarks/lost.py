@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from ablation_scoring import success
 from ablation_tables import interval, with_interval
-from data import ROWS, SPLITS, keep, measure
+from data import LEVERS, ROWS, SPLITS, keep, measure
 from data_training import Run, build, prepare
 from measuring import machine, now, write_results
 from tqdm import tqdm
@@ -104,10 +104,12 @@ def gain(one: list[dict[str, Any]], other: list[dict[str, Any]], group: str, par
 def report(options: argparse.Namespace, runs: dict[str, dict[int, dict[str, Any]]]) -> str:
     """Write what is finished of every row; returns the text."""
     lines, content = [], []
+    first = next(label for label in (*runs, "") if label != "base")
+    winner = runs.get(first, {})
     for group in options.groups:
         lines += [
             f"| {group} | seeds | SR, lost / whole frames | lost, over base | whole, over base "
-            "| lost, DM over it |",
+            "| lost, first row over it |",
             "|---|---|---|---|---|---|",
         ]
         for label, by_seed in runs.items():
@@ -121,12 +123,11 @@ def report(options: argparse.Namespace, runs: dict[str, dict[int, dict[str, Any]
             if label != "base":
                 entry["over_base"] = {part: gain(own, base, group, part) for part in PARTS}
                 cells[:2] = [with_interval(entry["over_base"][part]) for part in PARTS]
-            winner = runs.get("DM", {})
-            if label != "DM" and all(
+            if label != first and all(
                 group in winner.get(s, {"groups": {}})["groups"] for s in seeds
             ):
-                entry["DM_over"] = gain([winner[s] for s in seeds], own, group, "lost")
-                cells[2] = with_interval(entry["DM_over"])
+                entry["first_over"] = gain([winner[s] for s in seeds], own, group, "lost")
+                cells[2] = with_interval(entry["first_over"])
             content.append(entry)
             scores = f"{means[0]:.1f} / {means[1]:.1f}"
             lines.append(f"| {label} | {len(seeds)} | {scores} | {' | '.join(cells)} |")
@@ -149,7 +150,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--groups", nargs="+", choices=LOSSES, default=list(LOSSES))
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    known = ROWS | LEVERS
+    parser.add_argument("--rows", nargs="+", choices=known, default=list(ROWS))
     parser.add_argument("--trained", type=int, default=40, help="sequences of fine-tuning")
     parser.add_argument("--steps", type=int, default=384, help="of fine-tuning")
     parser.add_argument("--tracked", type=int, default=32, help="test sequences a group")
@@ -165,7 +167,7 @@ def main() -> None:
     for seed, name in tqdm(jobs, unit="run", disable=options.report):
         run, stem, label = None, "base", "base"
         if name != "base":
-            run = Run(ROWS[name], options.trained, seed, options.steps, options.work)
+            run = Run(known[name], options.trained, seed, options.steps, options.work)
             stem, label = run.name.split("-")[0], run.row.label
         path = options.work / "lost" / f"{options.tracked}-{stem}-seed{seed}.json"
         if not options.report:

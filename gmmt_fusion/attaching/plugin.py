@@ -304,7 +304,8 @@ class ForwardPass:
 
     def _check_generated(self, features: Sequence[Tensor], generated: Tensor) -> None:
         """Raise ValueError for NaN or infinity; on a GPU in the first frame only, as it waits."""
-        first, self.plugin.has_fused = not self.plugin.has_fused, True
+        if first := not self.plugin.has_fused:
+            self.plugin.has_fused = True
         if torch.compiler.is_compiling() or not (first or generated.device.type == "cpu"):
             return
         if not math.isfinite(float(generated.sum(dtype=torch.float32))):
