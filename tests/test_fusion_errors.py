@@ -7,6 +7,7 @@ import torch
 from tiny_fusions import build, maps
 
 from gmmt_fusion import GenerativeFusion
+from gmmt_fusion.checks import check_finite
 
 
 @pytest.mark.parametrize(
@@ -89,6 +90,18 @@ def test_bad_features(features: Any, error: type[Exception], message: str) -> No
 def test_bad_calls(call: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(build())
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_one_number_that_is_not_finite(number: float, dtype: torch.dtype) -> None:
+    x = torch.full((2, 3, 5, 7), torch.finfo(dtype).max, dtype=dtype)
+    check_finite([x, -x, x[:0]], x)
+    for place in range(0, x.numel(), 19):
+        bad = x.clone()
+        bad.view(-1)[place] = number
+        with pytest.raises(ValueError, match=r"features\[1\] holds NaN or infinity"):
+            check_finite([x, bad], x)
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,20 @@ def test_a_patch_is_one_token(size: Any, tokens: int) -> None:
     assert seen == [tokens + 1]  # and the time's
 
 
+@pytest.mark.parametrize("patch_size", [1, 2, 3])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_token_is_a_linear_layer_of_its_patch(patch_size: int, layout: Any) -> None:
+    """In the order in which weights were saved: channels, then rows, then columns."""
+    network, p = make("uvit", 6, patch_size=patch_size).network.double(), patch_size
+    x = torch.randn(2, 24, 6, 12, dtype=torch.float64).contiguous(memory_format=layout)
+    tokens, weight, bias = network.first(x), network.embed.weight, network.embed.bias
+    for row in range(6 // p):
+        for column in range(12 // p):
+            patch = x[:, :, row * p : (row + 1) * p, column * p : (column + 1) * p]
+            naive = patch.reshape(2, -1) @ weight.T + bias
+            torch.testing.assert_close(tokens[:, :, row, column], naive)
+
+
 def test_patches_keep_what_lies_in_them_apart() -> None:
     """A last layer that tells the positions of a patch apart, and a first one that does."""
     fusion = make("uvit", patch_size=2, final_conv=False)
