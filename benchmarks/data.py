@@ -67,9 +67,12 @@ LEVERS = {
     "DM-dropout": Row("DM, dropout 0.1", dropout=0.1, **KEPT),
     "DM-T": Row("DM, trained from pure noise alone", {"last_timestep_probability": 1.0}, **KEPT),
     "DM-all": Row("DM, path and head trained"),
+    "DM-unlabelled": Row("DM, generative loss alone", weight=1e4, **KEPT),
+    "RAW-unlabelled": Row("RAW, generative loss alone", RAW, 1e4, **KEPT),
+    "DM-missing": Row("DM, path and head trained, missing only", kinds=("missing",)),
     "RAW-all": Row("RAW, path and head trained", RAW),
 }
-"""What few data might need; run by name only."""
+"""What few data might need; run by name only. A generative loss of 10⁴ leaves boxes no say."""
 SETTINGS = ("as in training", "1.5 times as severe", "one modality missing")
 SPLITS = {"validation": (VALIDATION_SEEDS, VALIDATED), "test": (TEST_SEEDS, TESTED)}
 BUDGETS = {"end": "after all steps", "best": "budget chosen on validation"}
