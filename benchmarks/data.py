@@ -61,18 +61,18 @@ ROWS = {
     "none": Row("UNet, no generative loss", RAW, 0.0, **KEPT),
     "convolutions": Row("plain convolutions, the UNet's size", RAW, 0.0, "convolution", **KEPT),
 }
-LEVERS = {
+MORE_ROWS = {
     "DM-20": Row("DM, λ = 20", weight=20.0, **KEPT),
     "DM-decay": Row("DM, weight decay 0.1", weight_decay=0.1, **KEPT),
     "DM-dropout": Row("DM, dropout 0.1", dropout=0.1, **KEPT),
     "DM-T": Row("DM, trained from pure noise alone", {"last_timestep_probability": 1.0}, **KEPT),
     "DM-all": Row("DM, path and head trained"),
-    "DM-unlabelled": Row("DM, generative loss alone", weight=1e4, **KEPT),
-    "RAW-unlabelled": Row("RAW, generative loss alone", RAW, 1e4, **KEPT),
+    "DM-10000": Row("DM, λ = 10⁴", weight=1e4, **KEPT),
+    "RAW-10000": Row("RAW, λ = 10⁴", RAW, 1e4, **KEPT),
     "DM-missing": Row("DM, path and head trained, missing only", kinds=("missing",)),
     "RAW-all": Row("RAW, path and head trained", RAW),
 }
-"""What few data might need; run by name only. A generative loss of 10⁴ leaves boxes no say."""
+"""What few data might need; run by name only. λ of 10⁴ leaves the boxes no say."""
 SETTINGS = ("as in training", "1.5 times as severe", "one modality missing")
 SPLITS = {"validation": (VALIDATION_SEEDS, VALIDATED), "test": (TEST_SEEDS, TESTED)}
 BUDGETS = {"end": "after all steps", "best": "budget chosen on validation"}
@@ -283,7 +283,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--sequences", type=int, nargs="+", default=SIZES)
-    known = ROWS | LEVERS
+    known = ROWS | MORE_ROWS
     parser.add_argument("--rows", nargs="+", choices=known, default=list(ROWS))
     parser.add_argument("--degradation", nargs="+", choices=("with", "without"), default=["with"])
     parser.add_argument("--depth", action="store_true", help="RGB and depth, not RGB and thermal")

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from ablation_scoring import success
 from ablation_tables import interval, with_interval
-from data import LEVERS, ROWS, SPLITS, keep, measure
+from data import MORE_ROWS, ROWS, SPLITS, keep, measure
 from data_training import Run, build, prepare
 from measuring import machine, now, write_results
 from tqdm import tqdm
@@ -150,7 +150,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--groups", nargs="+", choices=LOSSES, default=list(LOSSES))
-    known = ROWS | LEVERS
+    known = ROWS | MORE_ROWS
     parser.add_argument("--rows", nargs="+", choices=known, default=list(ROWS))
     parser.add_argument("--trained", type=int, default=40, help="sequences of fine-tuning")
     parser.add_argument("--steps", type=int, default=384, help="of fine-tuning")

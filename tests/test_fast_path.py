@@ -319,6 +319,18 @@ def test_in_a_host_compiled_as_a_whole() -> None:
     assert_same(changed, case.run(network))
 
 
+def test_a_plain_fusion_of_another_network() -> None:
+    class Own(nn.Conv2d):
+        def forward(self, maps: Tensor, timesteps: Tensor) -> Tensor:
+            return super().forward(maps)
+
+    fusion = make("uvit", method="raw")
+    fusion.network = Own(16, 8, 3, padding=1)
+    expected = fusion(*maps())
+    optimize(fusion)
+    assert_same(fusion(*maps()), expected)
+
+
 def test_diffusers_is_imported_only_where_it_is_needed() -> None:
     """diffusers takes seconds to import, and only schedulers and the UNet are taken from it."""
     code = """

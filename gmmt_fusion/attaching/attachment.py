@@ -147,8 +147,8 @@ class Attachment:
     def fuse(self, features: Sequence[Tensor], fused: Fused) -> Tensor:
         """What the head gets for m maps (B, C, H, W) that no host computes just now, as of a cache.
 
-        They must stay as they are until the backward. Arguments and errors as those of
-        `ForwardPass.fuse`.
+        They are not copied: leave them as they are until the next forward. Arguments and errors as
+        those of `ForwardPass.fuse`.
         """
         return self.plugin.fuse_alone(features, fused)
 

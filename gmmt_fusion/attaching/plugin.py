@@ -128,7 +128,7 @@ class Plugin(nn.Module):
         current, whole = None, False
         try:
             current = self.enter()
-            result = current.fuse(features, fused, kept=True)
+            result = current.fuse(features, fused, copy=self.fusion.discriminator is not None)
             whole = True
         finally:
             self.leave(current, whole)
@@ -261,13 +261,13 @@ class ForwardPass:
         """Whether the host's own fused map is not needed in this pass."""
         return self.mode is Mode.GENERATE
 
-    def fuse(self, features: Sequence[Tensor], fused: Fused, *, kept: bool = False) -> Tensor:
+    def fuse(self, features: Sequence[Tensor], fused: Fused, *, copy: bool = True) -> Tensor:
         """What takes the place of the host's fused map.
 
         Args:
             features: m maps (B, C, H, W).
             fused: the host's own (B, C, H, W), or a function that computes it.
-            kept: nobody writes to these maps later, as a host may; they are not copied.
+            copy: False where nobody writes to the maps before the next forward, as a host may.
 
         Returns:
             (B, C, H, W), contiguous, in a dtype that the head accepts.
@@ -279,11 +279,13 @@ class ForwardPass:
         if not self.fused:
             self.fused, self.used_head, self.calls = True, False, []
         fusion = self.plugin.fusion
+        if self.mode is Mode.HOST:
+            return fused() if callable(fused) else fused
         if self.mode is Mode.GENERATE:
             generated = fusion(*features)
             self._check_generated(features, generated)
             return self._for_head(generated, None if callable(fused) else fused)
-        features = [_own(f, kept) for f in features]
+        features = [_without_gradient(f, copy) for f in features]
         if self.mode is Mode.LEARN and in_backward():
             return self._fuse_again(features)
         target = self._target(fused)
@@ -297,7 +299,7 @@ class ForwardPass:
                 "checkpointing with use_reentrant=True does, and would stay untrained; use "
                 "use_reentrant=False, or keep the fusion out of torch.no_grad()"
             )
-        random_state, target = fusion.generator.get_state(), _own(target, kept)
+        random_state, target = fusion.generator.get_state(), _without_gradient(target, copy)
         output = fusion.loss(features, target)
         self.calls.append(FusionCall(features, target, output.loss, random_state))
         return self._for_head(output.fused, target)
@@ -400,6 +402,6 @@ class ForwardPass:
         return result.contiguous()  # hosts use .view, which a channels-last map does not survive
 
 
-def _own(x: Tensor, kept: bool) -> Tensor:
-    """A map without gradient; a copy where a host may write to it, in its fusion or later."""
-    return x.detach() if kept else x.detach().clone()
+def _without_gradient(x: Tensor, copy: bool) -> Tensor:
+    """A map for training; a copy where a host may write to it, in its fusion or later."""
+    return x.detach().clone() if copy else x.detach()

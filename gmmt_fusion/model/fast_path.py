@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..checks import check_choice, check_maps
 from .cuda_graphs import CapturedPass, rounds_to_tf32
 from .fusion import Features, GenerativeFusion
+from .networks import UNet, UViT
 
 COMPILE_MODES = (
     None,
@@ -157,7 +158,8 @@ def _fold_constants(folded: GenerativeFusion, size: tuple[int, ...]) -> None:
         of_noise = first.weight.shape[1] * ours // (ours + folded.modalities * folded.channels)
         network.set_submodule(network.first_layer, FirstLayer(first, of_noise, constant))
         folded.noise_folded = True
-    network.freeze_time(method.last_timestep)
+    if isinstance(network, UNet | UViT):  # RAW may have any network
+        network.freeze_time(method.last_timestep)
 
 
 def _convert(part: nn.Module, dtype: torch.dtype) -> None:
@@ -172,7 +174,10 @@ def _convert(part: nn.Module, dtype: torch.dtype) -> None:
             name: None if p is None else nn.Parameter(p.to(dtype, copy=True), False)
             for name, p in module._parameters.items()
         }
-    part.to(dtype=dtype, memory_format=layout)  # type: ignore[call-overload]
+    part.to(dtype=dtype)
+    for module in part.modules():
+        if isinstance(module, nn.Conv2d) or isinstance(getattr(module, "layer", None), nn.Conv2d):
+            module.to(memory_format=layout)  # type: ignore[call-overload]
 
 
 class FirstLayer(nn.Module):

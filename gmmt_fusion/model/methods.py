@@ -37,7 +37,8 @@ class BoundNetwork:
         network: takes maps concatenated on channels (B, C_in, H, W), and timesteps (B,).
         features: normalised, of all modalities (B, m · C, H, W).
         residual: (B, C, H, W), what the residual path gives for the same features; None for none.
-        noise_folded: the network knows the noise, and takes the features alone.
+        noise_folded: the network knows the noise, and takes the features alone; the noise that it
+            is called with still counts in the residual and in x_0.
     """
 
     def __init__(

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..attaching.attachment import Attachment, run_host
+from ..attaching.records import Mode
 from ..checks import check_choice, check_whole_number
 from ..files import differences, file_digest, json_digest, own_folder
 from ..version import __version__
@@ -135,10 +136,18 @@ class CachedFeatures(Dataset[dict[str, Tensor]]):
         return CachedNetwork(attachment, self.manifest)
 
 
+class HostMapMissing(ValueError):
+    """A cache of degraded features has no map of the host's own for them."""
+
+
 class CachedNetwork(nn.Module):
-    """The fusion and its new head alone.
+    """The fusion and its new head alone; where the attachment is disabled, the host's head.
 
     Called with a batch of `CachedFeatures`, it returns what the head returns.
+
+    Raises:
+        HostMapMissing: the attachment is disabled, and the cache's fused maps are those of the
+            clean inputs.
     """
 
     def __init__(self, attachment: Attachment, manifest: Manifest) -> None:
@@ -151,15 +160,24 @@ class CachedNetwork(nn.Module):
             name: getattr(torch, dtype) for name, dtype in manifest["dtypes"].items()
         }
         self.head_inputs = HeadInputs.from_json(manifest["head_inputs"])
+        self.degraded = manifest.get("degradation") is not None
 
     def forward(self, batch: Mapping[str, Tensor]) -> Any:  # whatever the host's head returns
         attachment = self.attachment
+        is_host = attachment.plugin.mode is Mode.HOST
+        if is_host and self.degraded:
+            raise HostMapMissing(
+                "the cache has degraded features and the tracker's own fused maps of the clean "
+                "ones: the tracker alone cannot be scored on it; cache the validation without a "
+                "degradation, or degrade its images"
+            )
         device = attachment.fusion.fused_std.device
         maps = {name: batch[name].to(device, dtype) for name, dtype in self.dtypes.items()}
         features = [maps[f"feature_{i}"] for i in range(attachment.fusion.modalities)]
         fused = attachment.fuse(features, maps["fused"])
         args, kwargs = self.head_inputs.rebuild(fused, maps)
-        return attachment.head(*args, **kwargs)
+        head = attachment.host_head if is_host else attachment.head
+        return head(*args, **kwargs)
 
 
 def cache_features(

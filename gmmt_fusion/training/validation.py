@@ -1,5 +1,6 @@
 """Validation of a run: of the host alone, of the start and of every epoch; the best is left."""
 
+import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ import torch
 
 from ..attaching.attachment import Attachment
 from ..model import checkpoint
+from .feature_cache import HostMapMissing
 from .run_state import RunState
 
 Validate = Callable[[Attachment], float]
@@ -19,7 +21,11 @@ def validate_start(state: RunState, validate: Validate) -> None:
 
     def without(attachment: Attachment) -> float:
         with attachment.disabled():
-            return validate(attachment)
+            try:
+                return validate(attachment)
+            except HostMapMissing as error:
+                warnings.warn(str(error), stacklevel=2)
+                return math.nan
 
     state.log({"base": _score(state, without)})
     validate_weights(state, validate)
