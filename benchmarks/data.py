@@ -222,26 +222,29 @@ def plot(tables: list[dict[str, Any]], path: Path) -> None:
     kinds = {"degraded": "degraded images", "missing": "one modality missing"}
     figure = make_figure(11, 4.2)
     axes = figure.subplots(1, len(kinds), sharey=True)
-    rows = list(dict.fromkeys(e["row"] for table in tables for e in table["rows"]))
+    found = {e["row"] for table in tables for e in table["rows"]}
+    rows = [row.label for row in ROWS.values() if row.label in found]
     for (kind, name), axis in zip(kinds.items(), axes, strict=True):
         for number, (row, colour) in enumerate(zip(rows, colours(len(rows)), strict=True)):
-            found = [
+            placed = [
                 (index + 0.1 * (number - len(rows) / 2), e["over_base"][kind])
                 for index, table in enumerate(tables)
                 for e in table["rows"]
                 if (e["row"], e["budget"]) == (row, "end")
             ]
-            means = [gain["mean"] for _, gain in found]
-            errors = [[abs(g["mean"] - g[end]) for _, g in found] for end in ("low", "high")]
-            places = [place for place, _ in found]
-            axis.errorbar(places, means, errors, fmt="o", color=colour, capsize=3, label=row)
+            means = [gain["mean"] for _, gain in placed]
+            errors = [[abs(g["mean"] - g[end]) for _, g in placed] for end in ("low", "high")]
+            places = [place for place, _ in placed]
+            kind_of = {"fmt": "os^"[number // 6], "color": colour, "capsize": 3, "label": row}
+            axis.errorbar(places, means, errors, **kind_of)
         axis.axhline(0, color="black", linewidth=0.8)
-        axis.set(title=name, xlabel="training sequences", xticks=range(len(tables)))
+        axis.set(
+            title=name,
+            xlabel="training sequences, with or without Degradation",
+            xticks=range(len(tables)),
+        )
         axis.set_xticklabels(
-            [
-                f"{t['sequences']}" + "\nwithout Degradation" * (t["degradation"] == "without")
-                for t in tables
-            ]
+            [f"{t['sequences']}" + "\nwithout" * (t["degradation"] == "without") for t in tables]
         )
         axis.grid(axis="y", alpha=0.3)
     axes[0].set_ylabel("SR over the base, points, 95 % interval")

@@ -1,7 +1,6 @@
 """Features computed once: the same training without the host, from no other host's cache."""
 
 import json
-import math
 import shutil
 from collections import OrderedDict, namedtuple
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from training_data import Loss, assert_same, attached, labels, weights
 
 from gmmt_fusion import Attachment, attach
 from gmmt_fusion.adapters import ModuleAdapter
-from gmmt_fusion.training import CachedFeatures, Degradation, fine_tune, paper_optimizer
+from gmmt_fusion.training import CachedFeatures, fine_tune, paper_optimizer
 
 each_host = pytest.mark.parametrize(
     "case",
@@ -56,38 +55,6 @@ def test_training_from_the_cache_is_training_through_the_host(case: Case, tmp_pa
     )
     assert not calls  # the host was not needed
     assert len(cache) == 8 and len(list((tmp_path / "cache").glob("shard-*"))) == 2
-
-
-@each_host
-def test_the_tracker_alone_is_scored_from_a_cache(case: Case, tmp_path: Path) -> None:
-    handle, loss, batch = attached(case), Loss(case), next(iter(labels()))
-    for parameter in handle.head.parameters():  # another head than the tracker's
-        nn.init.normal_(parameter)
-    cache = make_cache(case, tmp_path / "clean", handle)
-    cached = next(iter(DataLoader(cache, 2)))
-    state = handle.fusion.generator.get_state()
-    with torch.no_grad(), handle.disabled():
-        expected = loss(handle.network, batch)
-        torch.testing.assert_close(loss(cache.network(handle), cached), expected)
-        features = [cached[f"feature_{i}"] for i in range(handle.fusion.modalities)]
-        assert handle.fuse(features, cached["fused"]) is cached["fused"]
-    assert torch.equal(handle.fusion.generator.get_state(), state)
-
-
-def test_a_validation_on_degraded_features_has_no_base(tmp_path: Path) -> None:
-    handle = attached(CONCAT)
-    handle.degradation = Degradation(1.0)
-    cache = make_cache(CONCAT, tmp_path / "cache", handle)
-    loss, loader = Loss(CONCAT), DataLoader(cache, 2)
-
-    def validate(handle: Attachment) -> float:
-        return -float(sum(loss(cache.network(handle), batch) for batch in loader))
-
-    with pytest.warns(UserWarning, match="the tracker alone cannot be scored"):
-        last = fine_tune(
-            handle, loader, loss, tmp_path / "run", epochs=1, validate=validate, **QUIET
-        )
-    assert math.isnan(last["base"]) and math.isfinite(last["best"])
 
 
 def test_a_host_of_two_fusions_is_refused_by_name(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from .records import (
     first_parameter,
     in_backward,
     keep_random_state,
+    without_gradient,
 )
 
 PREFIX = "gmmt_fusion"
@@ -285,7 +286,7 @@ class ForwardPass:
             generated = fusion(*features)
             self._check_generated(features, generated)
             return self._for_head(generated, None if callable(fused) else fused)
-        features = [_without_gradient(f, copy) for f in features]
+        features = [without_gradient(f, copy) for f in features]
         if self.mode is Mode.LEARN and in_backward():
             return self._fuse_again(features)
         target = self._target(fused)
@@ -299,7 +300,7 @@ class ForwardPass:
                 "checkpointing with use_reentrant=True does, and would stay untrained; use "
                 "use_reentrant=False, or keep the fusion out of torch.no_grad()"
             )
-        random_state, target = fusion.generator.get_state(), _without_gradient(target, copy)
+        random_state, target = fusion.generator.get_state(), without_gradient(target, copy)
         output = fusion.loss(features, target)
         self.calls.append(FusionCall(features, target, output.loss, random_state))
         return self._for_head(output.fused, target)
@@ -380,14 +381,8 @@ class ForwardPass:
 
     def _fuse_again(self, features: list[Tensor]) -> Tensor:
         """The same prediction, from the same noise, for activation checkpointing."""
-
-        def distance(call: FusionCall) -> float:
-            if [f.shape for f in call.features] != [f.shape for f in features]:
-                return math.inf
-            pairs = zip(call.features, features, strict=True)
-            return sum(float((one - other).square().sum()) for one, other in pairs)
-
-        call = self.calls[0] if len(self.calls) == 1 else min(self.calls, key=distance)
+        one = len(self.calls) == 1
+        call = self.calls[0] if one else min(self.calls, key=lambda c: c.distance(features))
         generator = torch.Generator()
         generator.set_state(call.random_state)
         output = self.plugin.fusion.loss(call.features, call.fused, generator)
@@ -400,8 +395,3 @@ class ForwardPass:
         if like is not None and like.dtype != result.dtype:
             result = result.to(like.dtype)
         return result.contiguous()  # hosts use .view, which a channels-last map does not survive
-
-
-def _without_gradient(x: Tensor, copy: bool) -> Tensor:
-    """A map for training; a copy where a host may write to it, in its fusion or later."""
-    return x.detach().clone() if copy else x.detach()

@@ -2,6 +2,7 @@
 
 import contextlib
 import enum
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -53,6 +54,18 @@ class FusionCall:
     fused: Tensor
     loss: Tensor
     random_state: Tensor
+
+    def distance(self, features: list[Tensor]) -> float:
+        """Of its features from others; infinity where their shapes differ."""
+        if [f.shape for f in self.features] != [f.shape for f in features]:
+            return math.inf
+        pairs = zip(self.features, features, strict=True)
+        return sum(float((one - other).square().sum()) for one, other in pairs)
+
+
+def without_gradient(x: Tensor, copy: bool) -> Tensor:
+    """A map for training; a copy where a host may write to it, in its fusion or later."""
+    return x.detach().clone() if copy else x.detach()
 
 
 def in_backward() -> bool:
