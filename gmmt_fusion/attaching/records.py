@@ -56,7 +56,7 @@ class FusionCall:
     random_state: Tensor
 
     def distance(self, features: list[Tensor]) -> float:
-        """Of its features from others; infinity where their shapes differ."""
+        """Sum of squares between its features and others; infinity where their shapes differ."""
         if [f.shape for f in self.features] != [f.shape for f in features]:
             return math.inf
         pairs = zip(self.features, features, strict=True)

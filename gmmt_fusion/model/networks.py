@@ -46,7 +46,7 @@ def to_patches(x: Tensor, size: int) -> Tensor:
 
 
 class PatchEmbedding(nn.Linear):
-    """A linear layer on the channels of maps (B, C, H, W), and not on the last dimension.
+    """A linear layer on the channels of maps, (B, C, H, W) to (B, out, H, W), not on the last axis.
 
     One matrix product for the whole batch, with every map's rows as they lie in memory: to copy
     them into tokens first takes longer than the product.
