@@ -19,6 +19,7 @@ import operator
 import statistics
 import sys
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -110,17 +111,20 @@ def measure(run: Run) -> None:
     result: dict[str, Any] = {"seed": run.seed, "curve": read_curve(run.folder / "training")}
     result["best"] = result["end"] = [score(handle, one)[1] for one in test]
     if max(result["curve"], key=result["curve"].get) != str(run.steps):
-        handle.fusion.load_state_dict(torch.load(run.folder / "end.pt", weights_only=True))
+        handle.fusion.load_state_dict(
+            torch.load(run.folder / "end.pt", run.device, weights_only=True)
+        )
         result["end"] = [score(handle, one)[1] for one in test]
     if run.row.label == "DM" and run.seed == 0:
         result["interpolation"] = interpolate(handle, run, validation)
-    keep(run.result, result | {"seconds": time.process_time() - started, **now()})
+    result |= {"seconds": time.process_time() - started, "device": run.device}
+    keep(run.result, result | now())
 
 
 def interpolate(handle: Attachment, run: Run, validation: list[Path]) -> dict[str, float]:
     """Validation of weights between the start and the end of training (Wortsman et al. 2022)."""
     start = build(run, CachedFeatures(prepare(run)[1])).fusion.state_dict()
-    end = torch.load(run.folder / "end.pt", weights_only=True)
+    end = torch.load(run.folder / "end.pt", run.device, weights_only=True)
     found = {}
     for part in (0.25, 0.5, 0.75):
         handle.fusion.load_state_dict(
@@ -293,10 +297,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=384, help="of 8 pairs (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--report", action="store_true", help="run nothing")
+    parser.add_argument("--device", default="cpu", help="default: %(default)s")
     parser.add_argument("--work", type=Path, default=Path("runs/data"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
     torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", message="the cache has degraded")  # the base is scored apart
     jobs = [
         (sequences, kind, seed, row)
         for seed in range(options.seeds)
@@ -309,7 +315,7 @@ def main() -> None:
         row = known[name]
         if kind == "without":
             row = Row(**vars(row) | {"probability": 0.0})
-        run = Run(row, sequences, seed, options.steps, options.work, options.depth)
+        run = Run(row, sequences, seed, options.steps, options.work, options.depth, options.device)
         if not options.report and not run.result.is_file():
             measure(run)
         if run.result.is_file():

@@ -71,7 +71,8 @@ class Run:
     """One fine-tuning of a row.
 
     sequences: trained on, drawn by the seed, which is that of the training, too. steps: the budget.
-    work: folder of all runs. depth: of RGB and depth, and not of RGB and thermal.
+    work: folder of all runs. depth: of RGB and depth, and not of RGB and thermal. device: that
+    computes it; the noise is the same on all.
     """
 
     row: Row
@@ -80,6 +81,7 @@ class Run:
     steps: int
     work: Path
     depth: bool = False
+    device: str = "cpu"
 
     @property
     def name(self) -> str:
@@ -121,7 +123,7 @@ def tracker_of(run: Run) -> SiameseTracker:
         write_atomically(path, lambda to: save_file(weights, to))
     if run.depth:
         network.load_state_dict(load_file(path))
-    return network.eval()
+    return network.eval().to(run.device)
 
 
 def build(run: Run, calibration: CachedFeatures) -> Attachment:
@@ -138,8 +140,10 @@ def build(run: Run, calibration: CachedFeatures) -> Attachment:
             module.p = row.dropout
     handle = attach(tracker_of(run), fusion, ADAPTER)
     batch = next(iter(DataLoader(calibration, len(calibration))))
-    maps = [batch[f"feature_{i}"].float() for i in range(2)]
-    fusion.calibrate([(maps, batch["fused"].float())])
+    *maps, fused = (
+        batch[name].float().to(run.device) for name in ("feature_0", "feature_1", "fused")
+    )
+    fusion.calibrate([(maps, fused)])
     return handle
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gmmt_fusion import GenerativeFusion
 from gmmt_fusion.model.fast_path import optimize
+from gmmt_fusion.model.networks import Block
 
 SMALL: dict[str, dict[str, Any]] = {
     "uvit": {"width": 16, "heads": 2, "final_conv": True},
@@ -35,6 +36,16 @@ def test_patches_of_any_map(network: str, patch_size: int, size: tuple[int, int]
     output = fusion.train().loss(features, maps(3, (2, 8, *size))[2])
     (output.loss + output.fused.square().mean()).backward()
     assert all(p.grad is not None for p in fusion.network.parameters())
+
+
+@pytest.mark.parametrize("heads, padded", [(4, 64), (3, 48), (2, 48), (6, 48)])
+def test_padded_heads_attend_as_before(heads: int, padded: int) -> None:
+    block, tokens = Block(48, heads).double(), torch.randn(2, 7, 48).double()
+    expected = block(tokens)
+    block.pad_heads(8)
+    assert block.proj.weight.shape == (48, padded)
+    assert block.qkv.weight.shape == (3 * padded, 48)
+    torch.testing.assert_close(block(tokens), expected)
 
 
 @pytest.mark.parametrize("size, tokens", [(31, 256), ((31, 16), 128), (24, 144), (16, 64)])

@@ -356,4 +356,4 @@ def test_a_wrapped_tracker_gets_its_fusion_as_it_loads_its_weights(tmp_path: Pat
         watch_networks(job, patches)
         host.load_state_dict(state)
         assert Attachment.of(host).attached
-    assert torch.equal(WRAPPED.run(host), expected)
+    torch.testing.assert_close(WRAPPED.run(host), expected)  # optimised, where there is a GPU

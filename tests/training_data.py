@@ -45,7 +45,7 @@ class Loss:
             out = out[0]
         if isinstance(out, dict):
             out = out["score_map"] if "score_map" in out else out["scores"]
-        return (out.flatten(1).mean(dim=1) - batch["label"]).square().mean()
+        return (out.flatten(1).mean(dim=1) - batch["label"].to(out.device)).square().mean()
 
 
 def weights(attachment: Attachment) -> dict[str, Tensor]:

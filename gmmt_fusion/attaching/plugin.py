@@ -6,7 +6,6 @@
 """
 
 import math
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
@@ -24,6 +23,7 @@ from .records import (
     first_parameter,
     in_backward,
     keep_random_state,
+    thread_passes,
     without_gradient,
 )
 
@@ -56,7 +56,7 @@ class Plugin(nn.Module):
         self.frozen, self.has_fused, self.warned = False, False, False
         self.host_training = {name: module.training for name, module in self.host_modules()}
         self.host_requires_grad = {name: p.requires_grad for name, p in self.host_parameters()}
-        self.threads = threading.local()  # .current and .learned: passes of each thread
+        self.threads = thread_passes()
         self.learned: ForwardPass | None = None  # of any thread, for backwards that have their own
 
     def __getstate__(self) -> dict[str, Any]:
@@ -66,7 +66,7 @@ class Plugin(nn.Module):
         return {**self.__dict__, **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__({**state, "threads": threading.local()})  # type: ignore[no-untyped-call]
+        super().__setstate__({**state, "threads": thread_passes()})  # type: ignore[no-untyped-call]
 
     @property
     def head(self) -> nn.Module:
@@ -307,11 +307,10 @@ class ForwardPass:
 
     def _check_generated(self, features: Sequence[Tensor], generated: Tensor) -> None:
         """Raise ValueError for NaN or infinity; on a GPU in the first frame only, as it waits."""
-        if first := not self.plugin.has_fused:
-            self.plugin.has_fused = True
-        if torch.compiler.is_compiling() or not (first or generated.device.type == "cpu"):
-            return
-        if not math.isfinite(float(generated.sum(dtype=torch.float32))):
+        compiling = torch.compiler.is_compiling()  # which guards what is read: not read then
+        is_checked = not compiling and (generated.device.type == "cpu" or not self.plugin.has_fused)
+        self.plugin.has_fused = True
+        if is_checked and not math.isfinite(float(generated.sum(dtype=torch.float32))):
             check_finite(features, generated)
 
     def with_loss(self, out: Any) -> Any:  # whatever the host returns

@@ -3,8 +3,10 @@
 import contextlib
 import enum
 import math
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +63,13 @@ class FusionCall:
             return math.inf
         pairs = zip(self.features, features, strict=True)
         return sum(float((one - other).square().sum()) for one, other in pairs)
+
+
+def thread_passes() -> Any:
+    """Of a thread: `current`, the pass that it is in, and `learned`, its last one in training."""
+    passes = threading.local()
+    passes.current = passes.learned = None  # torch.compile guards whether there is one
+    return passes
 
 
 def without_gradient(x: Tensor, copy: bool) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..checks import check_choice, check_maps
 from .cuda_graphs import CapturedPass, rounds_to_tf32
 from .fusion import Features, GenerativeFusion
-from .networks import UNet, UViT
+from .networks import Block, UNet, UViT
 
 COMPILE_MODES = (
     None,
@@ -23,6 +23,11 @@ COMPILE_MODES = (
     "max-autotune",
     "max-autotune-no-cudagraphs",
 )
+CAPTURED_MODES = {
+    "reduce-overhead": "default",
+    "max-autotune": "max-autotune-no-cudagraphs",
+}
+"""Without a CUDA graph of torch.compile's own, whose guards are checked in every frame."""
 LEAST_WEIGHTS = 2**21  # of a convolution that is better a matrix product
 MOST_SIZES = 4  # copies kept; with a dtype or on a GPU each has weights of its own
 
@@ -77,8 +82,8 @@ class FoldedFusion:
             self.refresh(fusion, size)
         run = self.runs.get(size) if self.made_for == (like.device, like.dtype) else None
         result: Tensor = fusion.sample(features) if run is None else run(features)
-        # the next replay of a CUDA graph overwrites its output, which a host may keep
-        return result if self.mode is None else result.clone()
+        # the next replay of torch.compile's CUDA graph overwrites its output, which a host may keep
+        return result if self.mode is None or isinstance(run, CapturedPass) else result.clone()
 
     def refresh(self, fusion: GenerativeFusion, size: tuple[int, ...]) -> None:
         """Make the copy for maps of this size, unless there is one and all is as it was.
@@ -104,9 +109,11 @@ class FoldedFusion:
         while len(self.runs) >= MOST_SIZES:
             del self.runs[next(iter(self.runs))]
         run: Any = folded.sample
+        is_captured = device == "cuda" and folded.method.is_one_pass(folded.steps)
         if self.mode is not None:
-            run = torch.compile(run, mode=self.mode)
-        elif device == "cuda" and folded.method.is_one_pass(folded.steps):
+            mode = CAPTURED_MODES.get(self.mode, self.mode) if is_captured else self.mode
+            run = torch.compile(run, mode=mode, dynamic=False if is_captured else None)
+        if is_captured:
             run = CapturedPass(run)
         self.runs[size] = run
         tensors = chain(fusion.parameters(), fusion.buffers())
@@ -136,7 +143,7 @@ def fold(fusion: GenerativeFusion, size: tuple[int, ...], dtype: torch.dtype) ->
         return folded
     for part in (folded.network, folded.residual):
         if part is not None:
-            _convert(part, dtype)
+            _convert(part, dtype, like.device.type)
     return folded
 
 
@@ -162,7 +169,7 @@ def _fold_constants(folded: GenerativeFusion, size: tuple[int, ...]) -> None:
         network.freeze_time(method.last_timestep)
 
 
-def _convert(part: nn.Module, dtype: torch.dtype) -> None:
+def _convert(part: nn.Module, dtype: torch.dtype, device: str) -> None:
     """Another dtype and memory format, but not in place: the weights are the fusion's own.
 
     cuDNN's convolutions take maps with the channels last as they are, but for whole float32.
@@ -178,6 +185,8 @@ def _convert(part: nn.Module, dtype: torch.dtype) -> None:
     for module in part.modules():
         if isinstance(module, nn.Conv2d) or isinstance(getattr(module, "layer", None), nn.Conv2d):
             module.to(memory_format=layout)  # type: ignore[call-overload]
+        if isinstance(module, Block) and device == "cuda" and dtype.itemsize == 2:
+            module.pad_heads(8)
 
 
 class FirstLayer(nn.Module):

@@ -70,6 +70,7 @@ class Block(nn.Module):
     def __init__(self, width: int, heads: int, skip: bool = False) -> None:
         super().__init__()
         self.heads = heads
+        self.scale = (width // heads) ** -0.5
         self.skip = nn.Linear(2 * width, width) if skip else None
         self.norm1 = nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
@@ -85,10 +86,24 @@ class Block(nn.Module):
         q, k, v = rearrange(
             self.qkv(self.norm1(x)), "b n (three h d) -> three b h n d", three=3, h=self.heads
         )
-        attended = F.scaled_dot_product_attention(q, k, v)
+        attended = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
         x = x + self.proj(rearrange(attended, "b h n d -> b n (h d)"))
         result: Tensor = x + self.mlp(self.norm2(x))
         return result
+
+    def pad_heads(self, multiple: int) -> None:
+        """Make the channels of a head a multiple of this, by channels that stay zero.
+
+        Where they are none of 8, a GPU's attention pads and cuts in every call.
+        """
+        qkv, proj = self.qkv.weight.detach(), self.proj.weight.detach()
+        channels = proj.shape[1] // self.heads
+        padding = -channels % multiple
+        qkv = rearrange(qkv, "(three h d) w -> three h d w", three=3, h=self.heads)
+        proj = rearrange(proj, "w (h d) -> w h d", h=self.heads)
+        qkv, proj = F.pad(qkv, (0, 0, 0, padding)).flatten(0, 2), F.pad(proj, (0, padding))
+        self.qkv.weight = nn.Parameter(qkv.contiguous(), False)
+        self.proj.weight = nn.Parameter(proj.flatten(1), False)
 
 
 class UViT(nn.Module):
