@@ -55,10 +55,8 @@ def main(options: argparse.Namespace) -> int:
     print(announce(options), file=sys.stderr)
     sequences = load_sequences(options)
     tracker = load_tracker()
-    boxes, rates = {}, {}
-    boxes[BASE], rates[BASE] = track_all(tracker, sequences, BASE)
     handle = attach_fusion(tracker, options)
-    boxes[GMMT], rates[GMMT] = track_all(tracker, sequences, GMMT)
+    boxes, rates = track_all({BASE: load_tracker(), GMMT: tracker}, sequences)
 
     scores = {name: score(found, sequences) for name, found in boxes.items()}
     table = markdown(scores, rates, handle)
@@ -79,20 +77,21 @@ def announce(options: argparse.Namespace) -> str:
     if options.pretrained:
         return f"Tracks {tested} without and with the fusion in {SHIPPED}."
     folder, steps = training_folder(options), options.steps
-    training = f"fine-tunes a generative fusion for {steps} steps (checkpoints in {folder})"
+    training = f"Fine-tunes a generative fusion for {steps} steps (checkpoints in {folder})"
     if (folder / "final").is_dir():
         training = (
-            f"takes the fusion fine-tuned before, {folder / 'final'} (delete it to train anew)"
+            f"Takes the fusion fine-tuned before, {folder / 'final'} (delete it to train anew)"
         )
     elif saved := list_checkpoints(folder / "checkpoints"):
         done = int(saved[-1].name.removeprefix("step-"))
-        training = f"goes on with the fine-tuning after step {done} of {steps}"
+        training = f"Goes on with the fine-tuning after step {done} of {steps}"
     minutes = 1 + steps / 75 + (0 if options.data else options.sequences / 20)
     threads = torch.get_num_threads()
     return (
-        f"Tracks {tested}, {training}, and tracks again: about {minutes:.0f} minutes on two free "
-        f"cores. {threads} thread{'s' * (threads > 1)}: other numbers of threads round otherwise, "
-        "and tracking and training then end at other scores: by a point of SR on 24 videos."
+        f"{training}, and tracks {tested} without and with it: about {minutes:.0f} minutes on two "
+        f"free cores. {threads} thread{'s' * (threads > 1)}: other numbers of threads round "
+        "otherwise, and tracking and training then end at other scores: by a point of SR on 24 "
+        "videos."
     )
 
 
@@ -205,16 +204,21 @@ def load_sequences(options: argparse.Namespace) -> list[RGBTSequence]:
 
 
 def track_all(
-    tracker: SiameseTracker, sequences: list[RGBTSequence], name: str
-) -> tuple[dict[str, np.ndarray], float]:
-    """Boxes (N, 4) of every sequence, and frames a second."""
-    boxes, seconds = {}, 0.0
-    with tqdm(total=sum(map(len, sequences)), desc=f"track {name}", unit="frame") as bar:
+    trackers: dict[str, SiameseTracker], sequences: list[RGBTSequence]
+) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, float]]:
+    """By tracker: boxes (N, 4) of every sequence, and frames a second.
+
+    They track each sequence in turn, as a machine's speed changes while they do.
+    """
+    boxes: dict[str, dict[str, np.ndarray]] = {name: {} for name in trackers}
+    seconds, frames = dict.fromkeys(trackers, 0.0), sum(map(len, sequences))
+    with tqdm(total=len(trackers) * frames, desc="track", unit="frame") as bar:
         for sequence in sequences:
-            begun = time.perf_counter()
-            boxes[sequence.name] = run(tracker, sequence, lambda *_: bar.update())
-            seconds += time.perf_counter() - begun
-    return boxes, sum(map(len, sequences)) / seconds
+            for name, tracker in trackers.items():
+                begun = time.perf_counter()
+                boxes[name][sequence.name] = run(tracker, sequence, lambda *_: bar.update())
+                seconds[name] += time.perf_counter() - begun
+    return boxes, {name: frames / spent for name, spent in seconds.items()}
 
 
 def score(boxes: dict[str, np.ndarray], sequences: list[RGBTSequence]) -> Scores:

@@ -220,7 +220,7 @@ def test_dtype(network: str) -> None:
 def test_compile(monkeypatch: pytest.MonkeyPatch) -> None:
     modes, whole = [], torch.compile
 
-    def compiled(function: Any, mode: str, dynamic: Any) -> Any:  # without the minutes of a real backend
+    def compiled(function: Any, mode: str, dynamic: Any) -> Any:  # without a real one's minutes
         modes.append(mode)
         return whole(function, backend="eager", fullgraph=True)
 

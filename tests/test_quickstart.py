@@ -24,7 +24,7 @@ def parse(monkeypatch, *arguments):
     ("made", "words"),
     [
         ([], ["24 generated sequences", "for 300 steps", "minutes", "threads round otherwise"]),
-        (["checkpoints/step-00000040"], ["goes on with the fine-tuning after step 40 of 300"]),
+        (["checkpoints/step-00000040"], ["Goes on with the fine-tuning after step 40 of 300"]),
         (["checkpoints/step-00000300", "final"], ["fine-tuned before", "delete it"]),
     ],
     ids=["new", "interrupted", "finished"],

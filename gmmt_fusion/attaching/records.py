@@ -66,7 +66,7 @@ class FusionCall:
 
 
 def thread_passes() -> Any:
-    """Of a thread: `current`, the pass that it is in, and `learned`, its last one in training."""
+    """Of a thread: `current`, the pass that it is in, and `learned`, its last in training."""
     passes = threading.local()
     passes.current = passes.learned = None  # torch.compile guards whether there is one
     return passes
