@@ -195,7 +195,11 @@ def training_folder(options: argparse.Namespace) -> Path:
 
 def load_sequences(options: argparse.Namespace) -> list[RGBTSequence]:
     if options.data:
-        return read_sequences(options.data)
+        sequences = read_sequences(options.data)
+        for sequence in tqdm(sequences, desc="read test sequences", unit="sequence"):
+            for _ in zip(sequence.visible, sequence.infrared, strict=True):
+                pass  # a damaged image is found before the training
+        return sequences
     seeds = TEST_SEEDS[: options.sequences]
     return [
         generate_sequence(seed)
@@ -208,16 +212,18 @@ def track_all(
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, float]]:
     """By tracker: boxes (N, 4) of every sequence, and frames a second.
 
-    They track each sequence in turn, as a machine's speed changes while they do.
+    They track each sequence by turns, as a machine's speed changes meanwhile.
     """
     boxes: dict[str, dict[str, np.ndarray]] = {name: {} for name in trackers}
     seconds, frames = dict.fromkeys(trackers, 0.0), sum(map(len, sequences))
+    order = list(trackers.items())
     with tqdm(total=len(trackers) * frames, desc="track", unit="frame") as bar:
         for sequence in sequences:
-            for name, tracker in trackers.items():
+            for name, tracker in order:
                 begun = time.perf_counter()
                 boxes[name][sequence.name] = run(tracker, sequence, lambda *_: bar.update())
                 seconds[name] += time.perf_counter() - begun
+            order.reverse()  # none always reads the images first
     return boxes, {name: frames / spent for name, spent in seconds.items()}
 
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from gmmt_fusion import Attachment, GenerativeFusion, attach
-from gmmt_fusion.model.fast_path import optimize
+from gmmt_fusion.model.fast_path import _convert, optimize
+from gmmt_fusion.model.networks import Block
 
 CHANNELS, SIZE = 8, (4, 6)
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -217,10 +218,23 @@ def test_dtype(network: str) -> None:
     torch.testing.assert_close(fusion(*maps(2)), fusion.sample(maps(2)), rtol=0.05, atol=0.05)
 
 
+def test_what_a_gpu_computes_in_half_precision() -> None:
+    """The conversion alone, on the CPU: heads of 5 channels are padded to 8."""
+    block, tokens = Block(20, 4), torch.randn(2, 7, 20)
+    converted, normed = copy.deepcopy(block), nn.utils.parametrizations.weight_norm
+    _convert(converted, torch.bfloat16, "cuda")
+    assert converted.proj.weight.shape == (20, 32) and block.proj.weight.shape == (20, 20)
+    result = converted(tokens.bfloat16()).float()
+    torch.testing.assert_close(result, block(tokens), rtol=0.05, atol=0.05)
+    normed(block.qkv)
+    _convert(block, torch.bfloat16, "cuda")  # left as it is
+    assert block.qkv.weight.shape == (60, 20)
+
+
 def test_compile(monkeypatch: pytest.MonkeyPatch) -> None:
     modes, whole = [], torch.compile
 
-    def compiled(function: Any, mode: str, dynamic: Any) -> Any:  # without a real one's minutes
+    def compiled(function: Any, mode: str) -> Any:  # without the minutes of a real backend
         modes.append(mode)
         return whole(function, backend="eager", fullgraph=True)
 

@@ -251,6 +251,17 @@ def test_compile(case: Case) -> None:
         torch.testing.assert_close(case.run(network), host)
 
 
+def test_a_compiled_host_trains() -> None:
+    network, handle = attached(CASES[0])
+    torch.compiler.reset()
+    network.compile(backend="eager")
+    for _ in range(2):
+        CASES[0].train(network.train())
+        assert handle.generative_loss.requires_grad
+    network.eval()
+    CASES[0].run(network)
+
+
 @each_host
 def test_random_state_is_not_touched(case: Case) -> None:
     host, network = case.build(), case.build()

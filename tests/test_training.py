@@ -15,7 +15,7 @@ import torch
 from cases import CASES, Case
 from torch import Tensor, nn
 from training_data import Loss, assert_same, attached, labels, weights
-from training_runs import ACCIDENTS, CONCAT, QUIET, mean_loss, read_log, run_long
+from training_runs import ACCIDENTS, CONCAT, QUIET, mean_loss, read_log, run_alone, run_long
 from two_processes import run_in_two_processes
 
 from gmmt_fusion import Attachment, GenerativeFusion, attach
@@ -129,7 +129,7 @@ def test_a_run_goes_on_to_the_same_bits(accident: str, undisturbed: Any, tmp_pat
 def test_kill_9(undisturbed: Any, tmp_path: Path) -> None:
     process = multiprocessing.get_context(
         "spawn" if torch.cuda.is_available() else "fork"  # a forked process cannot use a GPU
-    ).Process(target=run_long, args=(tmp_path,))
+    ).Process(target=run_alone, args=(tmp_path,))
     process.start()
     while len(list((tmp_path / "checkpoints").glob("step-*"))) < 2:
         assert process.is_alive()

@@ -56,6 +56,12 @@ def run_long(folder: Path, loss: Any = None, **options: Any) -> Attachment:
     return handle
 
 
+def run_alone(folder: Path) -> None:
+    """`run_long` in a process that may not have read conftest.py."""
+    torch.set_num_threads(1)
+    run_long(folder)
+
+
 def train(folder: Path, handle: Any = None, loader: Any = None, **options: Any) -> Attachment:
     handle = handle or attached(CONCAT)
     loss = options.pop("tracking_loss", Loss(CONCAT))

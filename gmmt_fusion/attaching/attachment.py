@@ -317,7 +317,8 @@ class Attachment:
         Args:
             dtype: of the fusion's network and residual path, default their own; torch.bfloat16
                 where the processor computes in it.
-            compile: a mode of torch.compile, under the CUDA graph; on a CPU it hardly pays.
+            compile: a mode of torch.compile; on a CPU it hardly pays. With one step on a GPU the
+                CUDA graph is of what it makes, whatever the mode; there is none under autocast.
 
         Raises:
             ValueError: `fixed_noise` is False, or a dtype or mode that does not exist.

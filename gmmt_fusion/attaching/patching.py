@@ -100,7 +100,7 @@ class Head(Point):
 
 def _warn_if_nothing_fused(plugin: Plugin, used: str) -> None:
     """The first frame's head got the host's own map, if it is the head that the adapter names."""
-    if not (plugin.has_fused or plugin.warned) and plugin.mode is Mode.GENERATE:
+    if plugin.mode is Mode.GENERATE and not (plugin.has_fused or plugin.warned):
         plugin.warned = True
         warnings.warn(
             f"the host's head {plugin.head_name!r} was {used}, and no map was generated before it: "

@@ -307,10 +307,14 @@ class ForwardPass:
 
     def _check_generated(self, features: Sequence[Tensor], generated: Tensor) -> None:
         """Raise ValueError for NaN or infinity; on a GPU in the first frame only, as it waits."""
-        compiling = torch.compiler.is_compiling()  # which guards what is read: not read then
-        is_checked = not compiling and (generated.device.type == "cpu" or not self.plugin.has_fused)
-        self.plugin.has_fused = True
-        if is_checked and not math.isfinite(float(generated.sum(dtype=torch.float32))):
+        if torch.compiler.is_compiling():
+            self.plugin.has_fused = True  # and not read, as the graph would be of this frame alone
+            return
+        if first := not self.plugin.has_fused:
+            self.plugin.has_fused = True
+        if not (first or generated.device.type == "cpu"):
+            return
+        if not math.isfinite(float(generated.sum(dtype=torch.float32))):
             check_finite(features, generated)
 
     def with_loss(self, out: Any) -> Any:  # whatever the host returns

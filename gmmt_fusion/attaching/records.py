@@ -66,9 +66,13 @@ class FusionCall:
 
 
 def thread_passes() -> Any:
-    """Of a thread: `current`, the pass that it is in, and `learned`, its last in training."""
+    """Of a thread: `current`, the pass that it is in, and `learned`, its last in training.
+
+    Only the thread that attaches has them from the start: of a class that sets them in every thread
+    torch.compile loses what a graph has written.
+    """
     passes = threading.local()
-    passes.current = passes.learned = None  # torch.compile guards whether there is one
+    passes.current = passes.learned = None  # else the first frame differs from the next
     return passes
 
 

@@ -112,7 +112,7 @@ class FoldedFusion:
         is_captured = device == "cuda" and folded.method.is_one_pass(folded.steps)
         if self.mode is not None:
             mode = CAPTURED_MODES.get(self.mode, self.mode) if is_captured else self.mode
-            run = torch.compile(run, mode=mode, dynamic=False if is_captured else None)
+            run = torch.compile(run, mode=mode)
         if is_captured:
             run = CapturedPass(run)
         self.runs[size] = run
@@ -182,10 +182,12 @@ def _convert(part: nn.Module, dtype: torch.dtype, device: str) -> None:
             for name, p in module._parameters.items()
         }
     part.to(dtype=dtype)
+    halves = device == "cuda" and dtype.itemsize == 2
     for module in part.modules():
         if isinstance(module, nn.Conv2d) or isinstance(getattr(module, "layer", None), nn.Conv2d):
             module.to(memory_format=layout)  # type: ignore[call-overload]
-        if isinstance(module, Block) and device == "cuda" and dtype.itemsize == 2:
+        # and no subclass, nor one of reparametrised layers
+        if type(module) is Block and type(module.qkv) is type(module.proj) is nn.Linear and halves:
             module.pad_heads(8)
 
 

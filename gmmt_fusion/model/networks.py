@@ -70,7 +70,6 @@ class Block(nn.Module):
     def __init__(self, width: int, heads: int, skip: bool = False) -> None:
         super().__init__()
         self.heads = heads
-        self.scale = (width // heads) ** -0.5
         self.skip = nn.Linear(2 * width, width) if skip else None
         self.norm1 = nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
@@ -86,7 +85,8 @@ class Block(nn.Module):
         q, k, v = rearrange(
             self.qkv(self.norm1(x)), "b n (three h d) -> three b h n d", three=3, h=self.heads
         )
-        attended = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        scale = (self.qkv.in_features // self.heads) ** -0.5  # of heads that are not padded
+        attended = F.scaled_dot_product_attention(q, k, v, scale=scale)
         x = x + self.proj(rearrange(attended, "b h n d -> b n (h d)"))
         result: Tensor = x + self.mlp(self.norm2(x))
         return result
@@ -94,7 +94,8 @@ class Block(nn.Module):
     def pad_heads(self, multiple: int) -> None:
         """Make the channels of a head a multiple of this, by channels that stay zero.
 
-        Where they are none of 8, a GPU's attention pads and cuts in every call.
+        Where they are none of 8, a GPU's attention pads and cuts in every call. For a copy that
+        neither trains nor loads: the weights are frozen and of other shapes.
         """
         qkv, proj = self.qkv.weight.detach(), self.proj.weight.detach()
         channels = proj.shape[1] // self.heads
@@ -220,7 +221,9 @@ class UViT(nn.Module):
         for block in self.up:
             tokens = self.run(block, tokens, skips.pop())
         maps: Tensor = self.out(self.norm(tokens[:, 1:]))
-        maps = rearrange(maps, "b (h w) (c p q) -> b c (h p) (w q)", h=size[0], p=p, q=p)
+        maps = rearrange(maps, "b (h w) c -> b c h w", h=size[0])
+        if p > 1:
+            maps = F.pixel_shuffle(maps, p)
         maps = maps[..., :height, :width]
         if self.final_conv is not None:
             maps = self.final_conv(maps)

@@ -251,13 +251,15 @@ def test_fine_tuned(
     fine_tune(again, loader, loss, tmp_path / "run", epochs=3, ema_decay=0.9, **QUIET)
 
 
-@pytest.fixture
-def captured(device: torch.device) -> tuple[GenerativeFusion, list[Tensor]]:
+@pytest.fixture(params=[None, "reduce-overhead"])
+def captured(
+    request: pytest.FixtureRequest, device: torch.device
+) -> tuple[GenerativeFusion, list[Tensor]]:
     """An optimised fusion, which replays a CUDA graph, and its maps."""
     if device.type != "cuda":
         pytest.skip("CUDA graphs need a GPU")
     fusion = build().to(device)
-    optimize(fusion)
+    optimize(fusion, compile=request.param)
     return fusion, [x.to(device) for x in maps()]
 
 
