@@ -261,22 +261,25 @@ def report(options: argparse.Namespace, done: dict[tuple[int, str], dict[str, li
     path = base_file(options.work, options.depth)
     if not path.is_file():
         sys.exit("nothing is finished yet")
-    base, text, tables, seconds = json.loads(path.read_text()), "", [], 0.0
+    base, text, tables, seconds, count = json.loads(path.read_text()), "", [], [], 0
     for (sequences, kind), runs in done.items():
         entries = summarise(runs, base)
-        seconds += sum(r["seconds"] for results in runs.values() for r in results)
+        every = [result for results in runs.values() for result in results]
+        count += len(every)
+        seconds += [r["seconds"] for r in every if r.get("device", "cpu") == "cpu"]
         text += markdown(entries, base, f"{sequences} sequences, {kind} Degradation") + "\n"
         tables.append({"sequences": sequences, "degradation": kind, "rows": entries})
         if "DM" in runs:
             tables[-1]["validation of DM"] = [r["curve"] for r in runs["DM"]]
             tables[-1]["interpolation"] = runs["DM"][0].get("interpolation")
+    others = f", and {elsewhere} runs on a GPU" if (elsewhere := count - len(seconds)) else ""
     text += (
         f"SR of pairs, percent: {' / '.join(SETTINGS)}; {SPLITS['test'][1]} pairs each "
         f"(validation: {SPLITS['validation'][1]}, the mean of the settings); "
         f"{options.steps} steps of {BATCH}; [ ] is the 95 % bootstrap interval of the paired "
         f"difference over seeds and sequences.\n\n`python {' '.join(sys.argv)}`, "
-        f"{seconds / 60:.0f} minutes of one core, {machine(torch.device('cpu'))['processor']}, "
-        f"{now()['date']}\n"
+        f"{sum(seconds) / 60:.0f} minutes of one core{others}, "
+        f"{machine(torch.device('cpu'))['processor']}, {now()['date']}\n"
     )
     content = {**machine(torch.device("cpu")), **now(), "tables": tables}
     name = "data_depth" if options.depth else "data"

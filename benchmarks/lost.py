@@ -6,7 +6,8 @@
 The fusions are those of benchmarks/data.py at --trained sequences, with the budget chosen on
 validation; half of their degraded samples lack a modality. Every test sequence loses 60 % of its
 frames: at random, in one stretch of one modality, or both ways, and, in a stretch, frozen or
-shifted by a few pixels. Writes --out/lost.{md,json} of all finished runs.
+shifted by a few pixels. --fusion adds a saved one, such as the quickstart's. Writes
+--out/lost.{md,json} of all finished runs.
 """
 
 import argparse
@@ -22,10 +23,12 @@ import torch
 from ablation_scoring import success
 from ablation_tables import interval, with_interval
 from data import MORE_ROWS, ROWS, SPLITS, keep, measure
-from data_training import Run, build, prepare
+from data_training import ADAPTER, Run, build, prepare
 from measuring import machine, now, write_results
 from tqdm import tqdm
 
+from gmmt_fusion import attach
+from gmmt_fusion.files import file_digest
 from gmmt_fusion.model import checkpoint
 from gmmt_fusion.training import CachedFeatures
 
@@ -79,7 +82,10 @@ def track(network: torch.nn.Module, name: str, count: int, jitter: int) -> dict[
 def measure_tracking(run: Run | None, seed: int, path: Path, options: argparse.Namespace) -> None:
     """Track with one fusion, or with the base; every group has a place of its own in the result."""
     network, started = load_tracker(), time.process_time()
-    if run is not None:
+    if path.name.startswith(f"{options.tracked}-saved"):
+        handle = attach(network, options.fusion, ADAPTER)
+        network = handle.network.eval()
+    elif run is not None:
         if not run.result.is_file():
             measure(run)
         handle = build(run, CachedFeatures(prepare(run)[1]))
@@ -152,6 +158,7 @@ def main() -> None:
     parser.add_argument("--groups", nargs="+", choices=LOSSES, default=list(LOSSES))
     known = ROWS | MORE_ROWS
     parser.add_argument("--rows", nargs="+", choices=known, default=list(ROWS))
+    parser.add_argument("--fusion", type=Path, help="folder of a saved one, in a row of its own")
     parser.add_argument("--trained", type=int, default=40, help="sequences of fine-tuning")
     parser.add_argument("--steps", type=int, default=384, help="of fine-tuning")
     parser.add_argument("--tracked", type=int, default=32, help="test sequences a group")
@@ -163,10 +170,14 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message=".*is blank in frame")
     runs: dict[str, dict[int, dict[str, Any]]] = {}
-    jobs = [(seed, name) for seed in range(options.seeds) for name in ("base", *options.rows)]
+    names = ["base", *options.rows, *(["saved"] if options.fusion else [])]
+    jobs = [(seed, name) for seed in range(options.seeds) for name in names]
     for seed, name in tqdm(jobs, unit="run", disable=options.report):
-        run, stem, label = None, "base", "base"
-        if name != "base":
+        run, stem, label = None, name, name
+        if name == "saved":
+            stem = f"saved-{file_digest(options.fusion / 'model.safetensors')[:12]}"
+            label = f"the saved fusion {options.fusion}"
+        elif name != "base":
             run = Run(known[name], options.trained, seed, options.steps, options.work)
             stem, label = run.name.split("-")[0], run.row.label
         path = options.work / "lost" / f"{options.tracked}-{stem}-seed{seed}.json"
