@@ -79,12 +79,13 @@ def track(network: torch.nn.Module, name: str, count: int, jitter: int) -> dict[
     return rows
 
 
-def measure_tracking(run: Run | None, seed: int, path: Path, options: argparse.Namespace) -> None:
-    """Track with one fusion, or with the base; every group has a place of its own in the result."""
+def measure_tracking(
+    run: Run | Path | None, seed: int, path: Path, options: argparse.Namespace
+) -> None:
+    """Track with a run's fusion, a saved one, or the base; every group has a place of its own in the result."""
     network, started = load_tracker(), time.process_time()
-    if path.name.startswith(f"{options.tracked}-saved"):
-        handle = attach(network, options.fusion, ADAPTER)
-        network = handle.network.eval()
+    if isinstance(run, Path):
+        network = attach(network, run, ADAPTER).network.eval()
     elif run is not None:
         if not run.result.is_file():
             measure(run)
@@ -173,8 +174,10 @@ def main() -> None:
     names = ["base", *options.rows, *(["saved"] if options.fusion else [])]
     jobs = [(seed, name) for seed in range(options.seeds) for name in names]
     for seed, name in tqdm(jobs, unit="run", disable=options.report):
-        run, stem, label = None, name, name
+        run: Run | Path | None = None
+        stem, label = name, name
         if name == "saved":
+            run = options.fusion
             stem = f"saved-{file_digest(options.fusion / 'model.safetensors')[:12]}"
             label = f"the saved fusion {options.fusion}"
         elif name != "base":
