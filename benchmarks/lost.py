@@ -82,7 +82,7 @@ def track(network: torch.nn.Module, name: str, count: int, jitter: int) -> dict[
 def measure_tracking(
     run: Run | Path | None, seed: int, path: Path, options: argparse.Namespace
 ) -> None:
-    """Track with a run's fusion, a saved one, or the base; every group has its place in the file."""
+    """Track with a run's fusion, a saved one or the base; every group has its place in the file."""
     network, started = load_tracker(), time.process_time()
     if isinstance(run, Path):
         network = attach(network, run, ADAPTER).network.eval()
