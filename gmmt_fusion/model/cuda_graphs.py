@@ -23,10 +23,15 @@ class CapturedPass:
 
     Args:
         run: from maps (B, C, H, W) to a map, without drawing random numbers or waiting for the GPU.
+        layout: of the maps that it gets; laying them out takes no kernel more than their copy.
     """
 
-    def __init__(self, run: Callable[[Sequence[Tensor]], Tensor]) -> None:
-        self.run = run
+    def __init__(
+        self,
+        run: Callable[[Sequence[Tensor]], Tensor],
+        layout: torch.memory_format = torch.contiguous_format,
+    ) -> None:
+        self.run, self.layout = run, layout
         self.graphs: dict[
             tuple[object, ...], tuple[list[Tensor], torch.cuda.CUDAGraph, Tensor]
         ] = {}
@@ -59,7 +64,7 @@ class CapturedPass:
     ) -> tuple[list[Tensor], torch.cuda.CUDAGraph, Tensor]:
         warming, capturing = streams
         with torch.inference_mode(False):
-            inputs = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in maps]
+            inputs = [torch.zeros_like(x, memory_format=self.layout) for x in maps]
             warming.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(warming):
                 for _ in range(2):  # what libraries set up at first must not be captured

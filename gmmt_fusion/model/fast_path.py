@@ -114,7 +114,7 @@ class FoldedFusion:
             mode = CAPTURED_MODES.get(self.mode, self.mode) if is_captured else self.mode
             run = torch.compile(run, mode=mode)
         if is_captured:
-            run = CapturedPass(run)
+            run = CapturedPass(run, fast_layout(self.dtype or fusion.fused_std.dtype))
         self.runs[size] = run
         tensors = chain(fusion.parameters(), fusion.buffers())
         self.tensors = [t for t in tensors if not t.is_inference()]
@@ -169,23 +169,28 @@ def _fold_constants(folded: GenerativeFusion, size: tuple[int, ...]) -> None:
         network.freeze_time(method.last_timestep)
 
 
-def _convert(part: nn.Module, dtype: torch.dtype, device: str) -> None:
-    """Another dtype and memory format, but not in place: the weights are the fusion's own.
-
-    cuDNN's convolutions take maps with the channels last as they are, but for whole float32.
-    """
+def fast_layout(dtype: torch.dtype) -> torch.memory_format:
+    """How cuDNN's convolutions take maps as they are: channels last, but in whole float32."""
     whole = dtype == torch.float32 and not rounds_to_tf32()[1]
-    layout = torch.contiguous_format if whole else torch.channels_last
+    return torch.contiguous_format if whole else torch.channels_last
+
+
+def _convert(part: nn.Module, dtype: torch.dtype, device: str) -> None:
+    """Another dtype and memory format, but not in place: the weights are the fusion's own."""
+
+    def convert(x: Tensor | None) -> Any:  # of the same kind
+        if x is None:
+            return None
+        layout = fast_layout(dtype) if x.dim() == 4 else torch.preserve_format
+        kind = dtype if x.is_floating_point() else x.dtype
+        copied = x.to(kind, copy=True, memory_format=layout)
+        return nn.Parameter(copied, False) if isinstance(x, nn.Parameter) else copied
+
     for module in part.modules():
-        module._parameters = {
-            name: None if p is None else nn.Parameter(p.to(dtype, copy=True), False)
-            for name, p in module._parameters.items()
-        }
-    part.to(dtype=dtype)
+        for kept in (module._parameters, module._buffers):
+            kept.update({name: convert(x) for name, x in kept.items()})
     halves = device == "cuda" and dtype.itemsize == 2
     for module in part.modules():
-        if isinstance(module, nn.Conv2d) or isinstance(getattr(module, "layer", None), nn.Conv2d):
-            module.to(memory_format=layout)  # type: ignore[call-overload]
         # and no subclass, nor one of reparametrised layers
         if type(module) is Block and type(module.qkv) is type(module.proj) is nn.Linear and halves:
             module.pad_heads(8)

@@ -53,6 +53,8 @@ class PatchEmbedding(nn.Linear):
     """
 
     def forward(self, maps: Tensor) -> Tensor:
+        if maps.is_contiguous(memory_format=torch.channels_last):  # these rows are tokens
+            return super().forward(maps.movedim(1, -1)).movedim(-1, 1)
         columns = rearrange(maps, "b c h w -> c (b h w)")
         if self.bias is None:
             result = self.weight @ columns
