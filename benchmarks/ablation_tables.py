@@ -15,16 +15,17 @@ Runs = dict[str, list[dict[str, Any]]]
 a sequence's pairs, …]}}, "sequences": {setting: {name: scores}}}."""
 
 
+def _draw(random: np.random.Generator, draws: int, number: int) -> np.ndarray:
+    """How often each of `number` is drawn in each of `draws` samples with replacement."""
+    drawn = random.integers(number, size=(draws, number)) + number * np.arange(draws)[:, None]
+    return np.bincount(drawn.ravel(), minlength=draws * number).reshape(draws, number)
+
+
 def interval(differences: np.ndarray, draws: int = 10_000) -> dict[str, float]:
     """The mean of paired differences (seeds, sequences), and its 95 % bootstrap interval."""
     random, (seeds, count) = np.random.default_rng(0), differences.shape
-    rows, columns = (
-        random.integers(seeds, size=(draws, seeds)),
-        random.integers(count, size=(draws, count)),
-    )
-    means = np.stack(
-        [differences[row][:, column].mean() for row, column in zip(rows, columns, strict=True)]
-    )
+    rows, columns = (_draw(random, draws, number) for number in (seeds, count))
+    means = (rows @ differences * columns).sum(1) / differences.size
     low, high = np.percentile(means, [2.5, 97.5])
     return {"mean": float(differences.mean()), "low": float(low), "high": float(high)}
 

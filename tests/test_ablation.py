@@ -118,25 +118,23 @@ def test_no_sequence_is_in_two_sets() -> None:
     assert sum(map(len, sets)) == len(set.union(*sets))
 
 
-@pytest.mark.parametrize(
-    "arm",
-    [
-        ablation_arms.HEAD,
-        ablation_arms.Arm("", ablation_arms.RAW, control="convolution"),
-        ablation_arms.Arm(
-            "DM",
-            ablation_arms.BEST | {"network_config": {"widths": [32], "depth": 1}},
-            sampling={"steps": 2},
-            training={"recipe": "paper_optimizer", "ema_decay": 0.5, "batch_statistics": True},
-        ),
-    ],
-    ids=["head", "convolution", "diffusion"],
-)
-def test_a_run_from_end_to_end(
-    arm: ablation_arms.Arm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+ARMS = {
+    "head": ablation_arms.HEAD,
+    "convolution": ablation_arms.Arm("", ablation_arms.RAW, control="convolution"),
+    "diffusion": ablation_arms.Arm(
+        "DM",
+        ablation_arms.BEST | {"network_config": {"widths": [32], "depth": 1}},
+        sampling={"steps": 2},
+        training={"recipe": "paper_optimizer", "ema_decay": 0.5, "batch_statistics": True},
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> argparse.Namespace:
+    """The options of tiny runs whose features are cached."""
     options = argparse.Namespace(
-        work=tmp_path,
+        work=tmp_path_factory.mktemp("ablation"),
         pairs=32,
         training_sequences=2,
         steps=2,
@@ -147,12 +145,19 @@ def test_a_run_from_end_to_end(
         calibration_pairs=(2, 16),
         held_out_pairs=(2, 16),
     )
-    ablation.prepare([ablation_arms.BASE, arm], options)
+    ablation.prepare([ablation_arms.BASE, *ARMS.values()], options)
+    return options
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_a_run_from_end_to_end(
+    name: str, prepared: argparse.Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arm, options = ARMS[name], prepared
     short = [generate_sequence(ablation_scoring.SPLITS["validation"][0], frames=6)]
     monkeypatch.setattr(ablation_scoring, "sequences", lambda *_: short)
-    handle = ablation_training.build(
-        arm, 0, CachedFeatures(tmp_path / ablation_training.CALIBRATION)
-    )
+    calibration = CachedFeatures(options.work / ablation_training.CALIBRATION)
+    handle = ablation_training.build(arm, 0, calibration)
     before = {name: p.detach().clone() for name, p in handle.fusion.named_parameters()}
     found = ablation.measure(arm, 0, options)
     assert all(0 <= v["SR"] <= 100 for table in found["sequences"].values() for v in table.values())
@@ -172,10 +177,9 @@ def test_a_run_from_end_to_end(
     assert ablation.measure(arm, 0, options) == found
 
 
-def test_starts(tmp_path: Path) -> None:
+def test_starts(prepared: argparse.Namespace) -> None:
     """With other numbers, but the same residual path, a fusion starts as near to the host's map."""
-    ablation.write_features(tmp_path, TRAIN_SEEDS, 2, 16)
-    features = CachedFeatures(tmp_path)
+    features = CachedFeatures(prepared.work / ablation_training.CALIBRATION)
     batch = next(iter(DataLoader(features, 16)))
     maps, fused = [batch[f"feature_{i}"].float() for i in (0, 1)], batch["fused"].float()
 

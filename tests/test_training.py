@@ -138,11 +138,13 @@ def test_kill_9(undisturbed: Any, tmp_path: Path) -> None:
     process.join()
     assert process.exitcode == -signal.SIGKILL and not (tmp_path / "final").exists()
     after = weights(run_long(tmp_path))
+    log, whole = read_log(tmp_path), read_log(undisturbed[0])
     if torch.cuda.is_available():  # whose kernels another process may choose otherwise
         torch.testing.assert_close(after, undisturbed[1], rtol=1e-2, atol=1e-3)
+        torch.testing.assert_close(log, whole, rtol=1e-2, atol=1e-3)
     else:
         assert_same(undisturbed[1], after)
-        assert read_log(tmp_path) == read_log(undisturbed[0])
+        assert log == whole
 
 
 def test_a_finished_run_goes_on_with_more_epochs(tmp_path: Path) -> None:

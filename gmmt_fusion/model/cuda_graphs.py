@@ -23,7 +23,7 @@ class CapturedPass:
 
     Args:
         run: from maps (B, C, H, W) to a map, without drawing random numbers or waiting for the GPU.
-        layout: of the maps that it gets; laying them out takes no kernel more than their copy.
+        layout: in which `run` gets its maps; they are copied for it anyway.
     """
 
     def __init__(

@@ -170,27 +170,25 @@ def _fold_constants(folded: GenerativeFusion, size: tuple[int, ...]) -> None:
 
 
 def fast_layout(dtype: torch.dtype) -> torch.memory_format:
-    """How cuDNN's convolutions take maps as they are: channels last, but in whole float32."""
+    """The memory format that cuDNN convolves without a copy: channels last, but in float32 that is
+    not rounded to TF32.
+    """
     whole = dtype == torch.float32 and not rounds_to_tf32()[1]
     return torch.contiguous_format if whole else torch.channels_last
 
 
 def _convert(part: nn.Module, dtype: torch.dtype, device: str) -> None:
     """Another dtype and memory format, but not in place: the weights are the fusion's own."""
-
-    def convert(x: Tensor | None) -> Any:  # of the same kind
-        if x is None:
-            return None
-        layout = fast_layout(dtype) if x.dim() == 4 else torch.preserve_format
-        kind = dtype if x.is_floating_point() else x.dtype
-        copied = x.to(kind, copy=True, memory_format=layout)
-        return nn.Parameter(copied, False) if isinstance(x, nn.Parameter) else copied
-
     for module in part.modules():
-        for kept in (module._parameters, module._buffers):
-            kept.update({name: convert(x) for name, x in kept.items()})
+        module._parameters = {
+            name: None if p is None else nn.Parameter(p.to(dtype, copy=True), False)
+            for name, p in module._parameters.items()
+        }
+    part.to(dtype=dtype)
     halves = device == "cuda" and dtype.itemsize == 2
     for module in part.modules():
+        if isinstance(module, nn.Conv2d | FirstLayer | UViT):  # no network of a user's own
+            module.to(memory_format=fast_layout(dtype))  # type: ignore[call-overload]
         # and no subclass, nor one of reparametrised layers
         if type(module) is Block and type(module.qkv) is type(module.proj) is nn.Linear and halves:
             module.pad_heads(8)

@@ -49,11 +49,12 @@ class PatchEmbedding(nn.Linear):
     """A linear layer on the channels of maps, (B, C, H, W) to (B, out, H, W), not on the last axis.
 
     One matrix product for the whole batch, with every map's rows as they lie in memory: to copy
-    them into tokens first takes longer than the product.
+    them into tokens first takes longer than the product. Where the channels of a position lie
+    together, they are a token.
     """
 
     def forward(self, maps: Tensor) -> Tensor:
-        if maps.is_contiguous(memory_format=torch.channels_last):  # these rows are tokens
+        if maps.stride(1) == 1:
             return super().forward(maps.movedim(1, -1)).movedim(-1, 1)
         columns = rearrange(maps, "b c h w -> c (b h w)")
         if self.bias is None:
