@@ -71,6 +71,15 @@ def test_a_token_is_a_linear_layer_of_its_patch(patch_size: int, layout: Any) ->
             torch.testing.assert_close(tokens[:, :, row, column], naive)
 
 
+def test_many_inputs_at_once() -> None:
+    """`torch.func.vmap`, of maps of either layout; PyTorch's group norm has none, so no UNet."""
+    u, times = make("uvit").network.eval(), torch.zeros(2)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        many = torch.randn(6, 24, 8, 8).contiguous(memory_format=layout).unflatten(0, (3, 2))
+        expected = torch.stack([u(x, times) for x in many])
+        torch.testing.assert_close(torch.func.vmap(lambda x: u(x, times))(many), expected)
+
+
 def test_patches_keep_what_lies_in_them_apart() -> None:
     """A last layer that tells the positions of a patch apart, and a first one that does."""
     fusion = make("uvit", patch_size=2, final_conv=False)
